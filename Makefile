@@ -1,0 +1,52 @@
+# `make demo` and `make test` do everything on a fresh machine: they make .venv, install with constraints.txt, and run.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CONSTRAINTS ?= constraints.txt
+OUTPUT ?= outputs/shapes
+SOURCES := modeling_cnnrnn examples tests hub_card
+# the tests and the demo need no network; tokenizers' threads and forked workers do not go together
+export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help install demo test test-slow test-java test-oldest quality style clean
+
+help:  ## What this file can do
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
+
+install: $(VENV)/.installed  ## Make .venv with all that development needs
+
+$(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev]'
+	touch $@
+
+demo: install  ## Learn to describe drawn pictures from scratch, in minutes: model, scores and a page of pictures
+	$(BIN)/python examples/train_captioner.py examples/shapes.json --output_dir $(OUTPUT)
+	$(BIN)/python examples/evaluate_captioner.py --model_name_or_path $(OUTPUT) --dataset_name shapes --split test \
+		--output_dir $(OUTPUT)/evaluation
+
+test: install  ## The tests, in a few minutes
+	$(BIN)/python -m pytest -m "not slow and not java"
+
+test-slow: install  ## The tests that take minutes each
+	$(BIN)/python -m pytest -m slow
+
+test-java: install  ## The metrics against the official scorer, which needs Java
+	$(BIN)/pip install --quiet -c $(CONSTRAINTS) -e '.[java]'
+	$(BIN)/python -m pytest -m java
+
+test-oldest:  ## The tests on the oldest versions that pyproject.toml allows
+	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
+
+quality: install  ## Check style and types
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+
+style: install  ## Mend style
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+clean:  ## Remove what the commands above have made
+	rm -rf $(VENV) .venv-oldest outputs build *.egg-info .pytest_cache .ruff_cache .mypy_cache

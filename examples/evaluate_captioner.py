@@ -1,0 +1,208 @@
+"""
+Score a captioner on images that it has never seen, and make a page of them to look at.
+
+    python examples/evaluate_captioner.py --model_name_or_path outputs/shapes --dataset_name shapes --split test \
+        --output_dir outputs/shapes/evaluation
+
+Writes into the output folder: eval_results.json, the scores and the whole protocol beside them; captions_results.json and
+captions_references.json in COCO's format (`python -m modeling_cnnrnn.metrics` scores them again); per_image.jsonl;
+gallery.html. METEOR and SPICE: `--metrics bleu rouge cider meteor spice`, with Java and `pip install
+modeling-cnnrnn[java]`.
+"""
+
+import json
+import logging
+import math
+import platform
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+import transformers
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+from modeling_cnnrnn import CnnRnnForConditionalGeneration, CnnRnnProcessor
+from modeling_cnnrnn.data.loading import load_caption_dataset
+from modeling_cnnrnn.training.arguments import parse_arguments
+from modeling_cnnrnn.training.batching import CaptionDataset, load_stored_image
+from modeling_cnnrnn.training.checkpoints import write_json
+from modeling_cnnrnn.training.errors import user_errors
+from modeling_cnnrnn.training.evaluation import evaluation_loss, generate_captions, score_captions
+from modeling_cnnrnn.training.features import compute_image_features
+from modeling_cnnrnn.training.gallery import GalleryRow, write_gallery
+
+
+logger = logging.getLogger("evaluate_captioner")
+
+
+@dataclass
+class EvaluationArguments:
+    model_name_or_path: str = field(metadata={"help": "A captioner, of the Hub or a folder."})
+    model_revision: str | None = None
+    dataset_name: str = field(default="shapes", metadata={"help": "As in train_captioner.py, with the options below."})
+    dataset_config_name: str | None = None
+    dataset_revision: str | None = None
+    data_dir: str | None = None
+    image_dir: str | None = None
+    image_column: str | None = None
+    caption_column: str | None = None
+    image_id_column: str | None = None
+    split_column: str | None = None
+    split: str = "test"
+    max_eval_samples: int | None = None
+    features_cache_dir: str | None = field(
+        default=None, metadata={"help": "Keep what the CNN sees there, and use what a training has kept."}
+    )
+    output_dir: str = "outputs/evaluation"
+    metrics: list[str] = field(default_factory=lambda: ["bleu", "rouge", "cider"])
+    num_beams: list[int] = field(default_factory=lambda: [1], metadata={"help": "One or several beam sizes."})
+    max_length: int = 24
+    length_penalty: float = field(default=1.0, metadata={"help": "Above 0 prefers longer sentences, with beams."})
+    no_repeat_ngram_size: int = 0
+    per_device_eval_batch_size: int = 50
+    dataloader_num_workers: int = 0
+    gallery_size: int = field(default=200, metadata={"help": "Pictures on the page; 0 for no page."})
+    mixed_precision: str = "no"
+    seed: int = 42
+
+
+def main():
+    (args,) = parse_arguments([EvaluationArguments], __doc__)
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    accelerator = Accelerator(mixed_precision=args.mixed_precision)
+    if not accelerator.is_main_process:
+        logger.setLevel(logging.WARNING)
+        transformers.logging.set_verbosity_error()
+    set_seed(args.seed)
+    output_dir = Path(args.output_dir)
+
+    # 1. The images and their references
+    with accelerator.main_process_first():
+        splits = load_caption_dataset(
+            args.dataset_name,
+            args.dataset_config_name,
+            args.dataset_revision,
+            args.data_dir,
+            args.image_dir,
+            args.image_column,
+            args.caption_column,
+            args.image_id_column,
+            args.split_column,
+        )
+    if args.split not in splits:
+        raise ValueError(f"`split` is '{args.split}', but the dataset has the splits {list(splits)}.")
+    rows = splits[args.split]
+    rows = rows.select(range(min(len(rows), args.max_eval_samples or len(rows))))
+    references = rows["captions"][:]
+    scenes = rows["scene"][:] if "scene" in rows.column_names else None
+
+    # 2. The captioner
+    processor = CnnRnnProcessor.from_pretrained(args.model_name_or_path, revision=args.model_revision or "main")
+    model = CnnRnnForConditionalGeneration.from_pretrained(
+        args.model_name_or_path, revision=args.model_revision or "main", dtype=torch.float32
+    )
+    model = accelerator.prepare_model(model, evaluation_mode=True).eval()
+    stored: dict = {}
+    if args.features_cache_dir is not None:
+        with accelerator.main_process_first():
+            features, broken = compute_image_features(
+                model, processor, rows, args.features_cache_dir, args.per_device_eval_batch_size
+            )
+        stored = {"image_features": features, "broken": broken}
+    dataset = CaptionDataset(rows, processor, max(len(captions) for captions in references), **stored)
+
+    # 3. Loss and sentences, for each beam size
+    logger.info("%d images of %s, split %s.", len(dataset), args.dataset_name, args.split)
+    loss = evaluation_loss(model, dataset, accelerator, args.per_device_eval_batch_size, args.dataloader_num_workers)
+    results: dict = {"loss": loss, "perplexity": math.exp(loss)}
+    for num_beams in args.num_beams:
+        started = time.perf_counter()
+        captions = generate_captions(
+            model,
+            dataset,
+            accelerator,
+            args.per_device_eval_batch_size,
+            with_attention=args.gallery_size > 0,
+            num_workers=args.dataloader_num_workers,
+            num_beams=num_beams,
+            max_length=args.max_length,
+            length_penalty=args.length_penalty,
+            no_repeat_ngram_size=args.no_repeat_ngram_size,
+        )
+        seconds = time.perf_counter() - started
+        scores, right = score_captions(captions, references, args.metrics, scenes)
+        results[f"beam {num_beams}"] = dict(scores) | {"seconds": seconds, "not_computed": scores.not_computed}
+        logger.info("\nBeam %d, %.0f images per second:\n%s", num_beams, len(captions) / seconds, scores)
+    if not accelerator.is_main_process:
+        return
+    broken = [image_id for row, image_id in enumerate(dataset.image_ids) if row not in {c.row for c in captions}]
+    if broken:
+        logger.warning("%d images could not be read and were left out: %s", len(broken), ", ".join(broken))
+
+    # 4. Files: scores with their protocol, sentences, a page to look at. Of several beam sizes, the last one
+    output_dir.mkdir(parents=True, exist_ok=True)
+    protocol = asdict(args) | {
+        "num_images": len(captions),
+        "num_references": sum(len(references[caption.row]) for caption in captions),
+        "broken_images": broken,
+        "tokenizer_of_the_metrics": "PTB, as coco-caption",
+        "command": " ".join(["python", *sys.argv]),
+        "versions": {name: version(name) for name in ("modeling-cnnrnn", "transformers", "torch", "datasets")},
+        "hardware": f"{platform.machine()}, {accelerator.num_processes} x {accelerator.device.type}, "
+        f"{torch.get_num_threads()} threads",
+    }
+    write_json(output_dir / "eval_results.json", {"results": results, "protocol": protocol})
+    coco_id = {c.row: int(i) if (i := dataset.image_ids[c.row]).isdecimal() else i for c in captions}
+    write_json(
+        output_dir / "captions_results.json",
+        [{"image_id": coco_id[caption.row], "caption": caption.caption} for caption in captions],
+    )
+    write_json(
+        output_dir / "captions_references.json",
+        {
+            "images": [{"id": image_id} for image_id in coco_id.values()],
+            "annotations": [
+                {"id": number, "image_id": coco_id[row], "caption": text}
+                for number, (row, text) in enumerate((row, text) for row in coco_id for text in references[row])
+            ],
+        },
+    )
+    with open(output_dir / "per_image.jsonl", "w", encoding="utf-8") as file:
+        for index, caption in enumerate(captions):
+            row = {"image_id": coco_id[caption.row], "caption": caption.caption}
+            row |= {"log_probability": caption.log_probability, "references": references[caption.row]}
+            row |= {name: float(values[index]) for name, values in scores.per_image.items()}
+            row |= {"is_correct": right[index]} if right is not None else {}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    if args.gallery_size > 0:
+        write_gallery(
+            output_dir / "gallery.html",
+            (
+                GalleryRow(
+                    load_stored_image(dataset.images[caption.row]["image"]),
+                    caption.caption,
+                    references[caption.row],
+                    [math.log(max(p, 1e-12)) for p in caption.word_probabilities],
+                    right[index] if right is not None else None,
+                    caption.attention,
+                    dataset.image_ids[caption.row],
+                    caption.words,
+                )
+                for index, caption in enumerate(captions[: args.gallery_size])
+            ),
+            title=f"{Path(args.model_name_or_path).name} on {args.dataset_name}, {args.split}",
+            summary={name: f"{value:.4f}" for name, value in scores.items() if value is not None},
+        )
+    files = ["eval_results.json", "captions_results.json", "captions_references.json", "per_image.jsonl"]
+    logger.info("\nWritten: %s", " ".join(str(output_dir / name) for name in files))
+    if args.gallery_size > 0:
+        logger.info("Look at %s in a browser.", output_dir / "gallery.html")
+
+
+if __name__ == "__main__":
+    with user_errors():
+        main()

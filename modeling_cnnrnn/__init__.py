@@ -1,0 +1,31 @@
+"""CNN+RNN image captioning for the Hugging Face ecosystem."""
+
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+
+from .configuration_cnnrnn import CnnRnnConfig
+from .data.tokenizer import build_tokenizer
+from .modeling_cnnrnn import CnnRnnForConditionalGeneration, CnnRnnModel, CnnRnnPreTrainedModel
+from .processing_cnnrnn import CnnRnnProcessor, load_rgb
+from .recurrence_cnnrnn import CnnRnnCache
+
+
+__version__ = "0.1.0"
+
+AutoConfig.register("cnnrnn", CnnRnnConfig, exist_ok=True)
+AutoModel.register(CnnRnnConfig, CnnRnnModel, exist_ok=True)
+AutoModelForImageTextToText.register(CnnRnnConfig, CnnRnnForConditionalGeneration, exist_ok=True)
+AutoProcessor.register(CnnRnnConfig, CnnRnnProcessor, exist_ok=True)
+CnnRnnConfig.register_for_auto_class()
+CnnRnnForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
+CnnRnnProcessor.register_for_auto_class()
+
+__all__ = [
+    "CnnRnnCache",
+    "CnnRnnConfig",
+    "CnnRnnForConditionalGeneration",
+    "CnnRnnModel",
+    "CnnRnnPreTrainedModel",
+    "CnnRnnProcessor",
+    "build_tokenizer",
+    "load_rgb",
+]

@@ -1,0 +1,334 @@
+"""
+What a picture of `shapes` means, how a person says it, and whether a sentence says it.
+
+Words and sentence patterns stand in the tables at the top. `describe` writes with them and `parse_caption` reads with
+them, so the two cannot drift apart: a pattern added here is understood at once.
+"""
+
+import itertools
+import json
+import random
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+
+# the words for each value, the first being the plainest
+COLORS = {
+    "red": ("red",),
+    "green": ("green",),
+    "blue": ("blue",),
+    "yellow": ("yellow",),
+    "purple": ("purple",),
+    "orange": ("orange",),
+    "pink": ("pink",),
+    "black": ("black",),
+}
+SHAPES = {
+    "circle": ("circle",),
+    "square": ("square",),
+    "triangle": ("triangle",),
+    "star": ("star",),
+    "heart": ("heart",),
+    "cross": ("cross",),
+}
+# what stands around in an action; a circle that moves is called a ball
+PROPS = {"bar": ("bar", "hurdle"), "slope": ("slope", "ramp"), "box": ("box",), "wall": ("wall",)}
+MOVING = {"circle": ("ball",)}
+SIZES = {"small": ("small", "little"), "large": ("large", "big")}
+TEXTURES = {"plain": ("plain",), "striped": ("striped",), "dotted": ("dotted", "spotted")}
+PATTERNS = {"striped": ("stripes",), "dotted": ("dots", "spots")}
+COUNTS = {1: ("a", "one"), 2: ("two",), 3: ("three",), 4: ("four",), 5: ("five",)}
+
+NOUN_PHRASES = (
+    "{count} {size} {texture} {color} {kind}",
+    "{count} {size} {color} {texture} {kind}",
+    "{count} {texture} {size} {color} {kind}",
+    "{count} {size} {color} {kind} with {pattern}",
+)
+
+# {a}, {b} and {c} are noun phrases. In a relation {a} is the first argument: "above" means that a is above b.
+SENTENCES: dict[str, tuple[str, ...]] = {
+    "group": (
+        "{a}",
+        "there {be} {a}",
+        "a picture of {a}",
+        "we see {a}",
+        "{a} and nothing else",
+        "{a} and {b}",
+        "{a} together with {b}",
+        "there {be} {a} and {b}",
+        "a picture of {a} and {b}",
+        "we see {a} and {b}",
+    ),
+    "above": (
+        "{a} above {b}",
+        "{a} is above {b}",
+        "{a} over {b}",
+        "there is {a} above {b}",
+        "above {b} there is {a}",
+        "{b} below {a}",
+        "{b} is below {a}",
+        "{b} under {a}",
+        "there is {b} under {a}",
+        "below {a} there is {b}",
+    ),
+    "left of": (
+        "{a} left of {b}",
+        "{a} to the left of {b}",
+        "{a} is on the left of {b}",
+        "{a} on the left and {b} on the right",
+        "to the left of {b} there is {a}",
+        "{b} right of {a}",
+        "{b} to the right of {a}",
+        "{b} is on the right of {a}",
+        "{b} on the right and {a} on the left",
+        "to the right of {a} there is {b}",
+    ),
+    "in front of": (
+        "{a} in front of {b}",
+        "{a} is in front of {b}",
+        "{a} hides part of {b}",
+        "in front of {b} there is {a}",
+        "{b} behind {a}",
+        "{b} is behind {a}",
+        "{b} partly hidden by {a}",
+        "behind {a} there is {b}",
+    ),
+    "inside": (
+        "{a} inside {b}",
+        "{a} is inside {b}",
+        "{a} in {b}",
+        "inside {b} there is {a}",
+        "{b} with {a} inside",
+        "{b} with {a} in it",
+        "{b} around {a}",
+        "{b} contains {a}",
+    ),
+    "between": (
+        "{a} between {b}",
+        "{a} is between {b}",
+        "{b} with {a} between them",
+        "between {b} there is {a}",
+        "{a} between {b} and {c}",
+        "{a} is between {b} and {c}",
+        "{b} and {c} with {a} between them",
+        "between {b} and {c} there is {a}",
+    ),
+    "jumps over": (
+        "{a} jumps over {b}",
+        "{a} is jumping over {b}",
+        "{a} jumping over {b}",
+        "{a} leaps over {b}",
+        "{a} flies over {b}",
+        "{b} with {a} jumping over it",
+    ),
+    "rolls down": (
+        "{a} rolls down {b}",
+        "{a} is rolling down {b}",
+        "{a} rolling down {b}",
+        "{a} runs down {b}",
+        "down {b} rolls {a}",
+    ),
+    "rolls up": (
+        "{a} rolls up {b}",
+        "{a} is rolling up {b}",
+        "{a} rolling up {b}",
+        "{a} runs up {b}",
+        "up {b} rolls {a}",
+    ),
+    "falls into": (
+        "{a} falls into {b}",
+        "{a} is falling into {b}",
+        "{a} falling into {b}",
+        "{a} drops into {b}",
+        "{b} with {a} falling into it",
+    ),
+    "jumps out of": (
+        "{a} jumps out of {b}",
+        "{a} is jumping out of {b}",
+        "{a} jumping out of {b}",
+        "{a} flies out of {b}",
+        "out of {b} jumps {a}",
+    ),
+    "hits": (
+        "{a} hits {b}",
+        "{a} is hitting {b}",
+        "{a} hitting {b}",
+        "{a} crashes into {b}",
+        "{a} bumps into {b}",
+        "{b} is hit by {a}",
+    ),
+}
+RELATIONS = ("above", "left of", "in front of", "inside")
+# each action happens at its own prop
+ACTIONS = {
+    "jumps over": "bar",
+    "rolls down": "slope",
+    "rolls up": "slope",
+    "falls into": "box",
+    "jumps out of": "box",
+    "hits": "wall",
+}
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One object. In a sentence, `size` and `texture` are `None` where the sentence does not mention them."""
+
+    color: str
+    kind: str
+    size: str | None = None
+    texture: str | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.color} {self.kind}"
+
+    def fits(self, other: "Thing") -> bool:
+        """Whether all that this thing states is true of `other`."""
+        return self.name == other.name and self.size in (None, other.size) and self.texture in (None, other.texture)
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """
+    Who does what: a relation and the things that play each of its roles. Within a role, order does not matter.
+
+    `above`: `((upper,), (lower,))`. `between`: `((middle,), (side, side))`. `group`: one role with everything in it.
+    """
+
+    relation: str
+    roles: tuple[tuple[Thing, ...], ...]
+
+    @property
+    def things(self) -> tuple[Thing, ...]:
+        return tuple(itertools.chain(*self.roles))
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Meaning":
+        scene = json.loads(text)
+        return cls(scene["relation"], tuple(tuple(Thing(**thing) for thing in role) for role in scene["roles"]))
+
+
+def describe(meaning: Meaning, rng: random.Random) -> str:
+    """Say `meaning` in one of its wordings, as a person would write a caption: lower case, now and then a full stop."""
+    phrases = [list(dict.fromkeys(role)) for role in meaning.roles]
+    slots = dict(zip("abc", itertools.chain(*phrases), strict=False))
+    counts = {slot: meaning.things.count(thing) for slot, thing in slots.items()}
+    if meaning.relation == "group" and len(slots) == 2 and rng.random() < 0.5:  # no role to tell the two apart
+        slots["a"], slots["b"] = slots["b"], slots["a"]
+        counts["a"], counts["b"] = counts["b"], counts["a"]
+    sentence = rng.choice([s for s in SENTENCES[meaning.relation] if set(re.findall(r"{(\w)}", s)) == set(slots)])
+    words = {slot: _noun_phrase(thing, counts[slot], meaning.relation, rng) for slot, thing in slots.items()}
+    text = sentence.format(**words, be="is" if counts["a"] == 1 else "are")
+    return text + rng.choice(("", "", "."))
+
+
+def _noun_phrase(thing: Thing, count: int, relation: str, rng: random.Random) -> str:
+    """Name a thing: always its colour and kind, its size and texture as often as a person would mention them."""
+    size = thing.size if rng.random() < 0.35 else None
+    texture = thing.texture if rng.random() < (0.05 if thing.texture == "plain" else 0.6) else None
+    nouns = (MOVING if relation in ACTIONS else {}).get(thing.kind) or {**SHAPES, **PROPS}[thing.kind]
+    kind = rng.choice(nouns)
+    words = {
+        "count": "one" if count == 1 and rng.random() < 0.04 else COUNTS[count][0],
+        "size": rng.choice(SIZES[size]) if size else "",
+        "texture": rng.choice(TEXTURES[texture]) if texture else "",
+        "pattern": rng.choice(PATTERNS[texture]) if texture in PATTERNS else "",
+        "color": rng.choice(COLORS[thing.color]),
+        "kind": kind if count == 1 else _plural(kind),
+    }
+    pattern = rng.choice([p for p in NOUN_PHRASES if "{pattern}" not in p or words["pattern"]])
+    phrase = " ".join(pattern.format(**words).split())
+    return re.sub(r"^a (?=[aeiou])", "an ", phrase)
+
+
+def _plural(noun: str) -> str:
+    return noun + ("es" if noun.endswith(("s", "x")) else "s")
+
+
+def _spoken(*tables: dict) -> dict:
+    """Invert tables of words: from a word to the value it stands for."""
+    return {word: value for table in tables for value, words in table.items() for word in words}
+
+
+_KINDS = _spoken(SHAPES, PROPS, MOVING)
+_READERS: dict[str, dict] = {
+    "count": _spoken(COUNTS, {1: ("an", "the")}),
+    "size": _spoken(SIZES),
+    "texture": _spoken(TEXTURES),
+    "pattern": _spoken(PATTERNS),
+    "color": _spoken(COLORS),
+    "kind": _KINDS | {_plural(noun): kind for noun, kind in _KINDS.items()},
+}
+
+
+def _noun_phrase_regex(pattern: str, group: Callable[[str], str]) -> str:
+    """Turn a noun phrase pattern into a regular expression; `group(slot)` opens the group of a slot."""
+    for slot, reader in _READERS.items():
+        choice = f"{group(slot)}{'|'.join(reader)})"
+        pattern = pattern.replace(f"{{{slot}}} ", f"(?:{choice} )" + ("?" if slot in ("size", "texture") else ""))
+        pattern = pattern.replace(f"{{{slot}}}", choice)
+    return pattern
+
+
+_PHRASE_REGEXES = [re.compile(_noun_phrase_regex(pattern, "(?P<{}>".format)) for pattern in NOUN_PHRASES]
+_ANY_PHRASE = "|".join(f"(?:{_noun_phrase_regex(pattern, lambda slot: '(?:')})" for pattern in NOUN_PHRASES)
+_SENTENCE_REGEXES = [
+    (relation, re.compile(re.sub(r"{(\w)}", rf"(?P<\1>{_ANY_PHRASE})", sentence.replace("{be}", "(?:is|are)"))))
+    for relation, sentences in SENTENCES.items()
+    for sentence in sentences
+]
+
+
+def parse_caption(text: str) -> Meaning | None:
+    """What a sentence claims, or `None` if it is not a sentence of the language."""
+    return next(_readings(text), None)
+
+
+def _readings(text: str) -> Iterator[Meaning]:
+    """All ways to understand a sentence. The tests see to it that there is never more than one."""
+    text = " ".join(re.findall(r"\w+", text.lower()))
+    for relation, regex in _SENTENCE_REGEXES:
+        if match := regex.fullmatch(text):
+            slots = {slot: _parse_noun_phrase(phrase) for slot, phrase in sorted(match.groupdict().items())}
+            if relation == "group":
+                roles = [tuple(itertools.chain(*slots.values()))]
+            else:
+                roles = [slots["a"], slots["b"] + slots.get("c", ())]
+            yield Meaning(relation, tuple(roles))
+
+
+def _parse_noun_phrase(phrase: str) -> tuple[Thing, ...]:
+    """The things that a noun phrase names: "two red circles" are two things."""
+    match = next(match for regex in _PHRASE_REGEXES if (match := regex.fullmatch(phrase)))
+    words = {slot: _READERS[slot][word] for slot, word in match.groupdict().items() if word}
+    texture = words.get("texture") or words.get("pattern")
+    return (Thing(words["color"], words["kind"], words.get("size"), texture),) * words["count"]
+
+
+def is_correct(caption: str, scene: str | Meaning) -> bool:
+    """
+    Whether a sentence is true of a scene and says all that matters: every participant with its colour and kind, how
+    many there are, and the relation or action. Size and texture may be left out, but not be wrong.
+
+    Args:
+        caption: any text; what cannot be parsed is not correct.
+        scene: the `scene` of a picture of `shapes`.
+    """
+    claim = parse_caption(caption)
+    scene = Meaning.from_json(scene) if isinstance(scene, str) else scene
+    if claim is None or claim.relation != scene.relation:
+        return False
+    return all(_match(claimed, present) for claimed, present in zip(claim.roles, scene.roles, strict=True))
+
+
+def _match(claimed: Sequence[Thing], present: Sequence[Thing]) -> bool:
+    """Whether the claimed things are the present ones, in some order."""
+    if len(claimed) != len(present):
+        return False
+    return any(all(map(Thing.fits, claimed, order)) for order in itertools.permutations(present))

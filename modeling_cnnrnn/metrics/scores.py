@@ -1,0 +1,150 @@
+"""`caption_metrics`: the numbers that papers print, from raw captions."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+
+import numpy as np
+
+from modeling_cnnrnn.metrics.bleu import bleu
+from modeling_cnnrnn.metrics.cider import cider_d
+from modeling_cnnrnn.metrics.java import NotComputed, meteor, spice
+from modeling_cnnrnn.metrics.ngrams import PairedCaptions
+from modeling_cnnrnn.metrics.rouge import rouge_l
+from modeling_cnnrnn.metrics.tokenizer import ptb_tokenize
+
+
+METRICS = ("bleu", "rouge", "cider", "meteor", "spice")
+
+
+class CaptionScores(dict[str, float | None]):
+    """
+    The scores of a set of predictions: a dict from a score's name to its value for the corpus, `None` if not computed.
+
+    Args:
+        image_ids: the images, in the order of `per_image`.
+        per_image: for each score that was computed, its value for each image, `(num_images,)`.
+        not_computed: for each score that is `None`, the reason.
+    """
+
+    def __init__(self, image_ids: Sequence[Hashable]):
+        super().__init__()
+        self.image_ids = list(image_ids)
+        self.per_image: dict[str, np.ndarray] = {}
+        self.not_computed: dict[str, str] = {}
+
+    def __str__(self) -> str:
+        return "\n".join(
+            f"{name:8}{value:8.4f}" if value is not None else f"{name:8}   not computed: {self.not_computed[name]}"
+            for name, value in self.items()
+        )
+
+
+def caption_metrics(
+    predictions: Sequence[str] | Mapping[Hashable, str],
+    references: Sequence[Sequence[str]] | Mapping[Hashable, Sequence[str]],
+    metrics: Iterable[str] = ("bleu", "rouge", "cider"),
+    timeout: float = 1800.0,
+) -> CaptionScores:
+    """
+    Scores captions as coco-caption does: same tokens, same values, without Java but for METEOR and SPICE.
+
+    The captions are raw sentences: tokenizing is part of the metric. CIDEr is what coco-caption calls CIDEr, which is
+    the paper's CIDEr-D. It weights words by the references given here, so scores over different images do not compare.
+
+    Args:
+        predictions: one caption for each image, in a list or keyed by image.
+        references: the references of each image, in a list in the same order or keyed by the same images. The order
+            of the images is that of `references`; Stanford's tokenizer reads on into the next caption, so the order
+            can matter for a caption that ends in an abbreviation.
+        metrics: which of "bleu", "rouge", "cider", "meteor" and "spice". The last two need Java and pycocoevalcap;
+            where they fail they are `None`, and `not_computed` has the reason.
+        timeout: seconds after which METEOR and SPICE are given up.
+
+    Returns:
+        `CaptionScores`: "BLEU-1" .. "BLEU-4", "ROUGE-L", "CIDEr", "METEOR", "SPICE", as asked for.
+
+    Raises:
+        ValueError: if images differ, an image has no reference, or a metric has another name.
+        TypeError: if a caption is not a string.
+    """
+    metrics = list(metrics)
+    if unknown := [metric for metric in metrics if metric not in METRICS]:
+        raise ValueError(f"`metrics` holds {unknown[0]!r}: choose from {', '.join(METRICS)}.")
+    image_ids, predictions, references = _align(predictions, references)
+
+    # two texts, as coco-caption has it: all references image by image, and all predictions
+    tokens = iter(ptb_tokenize([caption for captions in references for caption in captions]))
+    references = [[next(tokens) for _ in captions] for captions in references]
+    predictions = ptb_tokenize(predictions)
+
+    scores = CaptionScores(image_ids)
+    paired = PairedCaptions.from_captions(predictions, references)
+    if "bleu" in metrics:
+        for n, (value, per_image) in enumerate(zip(*bleu(paired), strict=True), start=1):
+            scores[f"BLEU-{n}"], scores.per_image[f"BLEU-{n}"] = value, per_image
+    if "rouge" in metrics:
+        scores["ROUGE-L"], scores.per_image["ROUGE-L"] = rouge_l(predictions, references)
+    if "cider" in metrics:
+        if len(image_ids) == 1:
+            warnings.warn("CIDEr of one image is 0 by definition: each word is in all images.", stacklevel=2)
+        scores["CIDEr"], scores.per_image["CIDEr"] = cider_d(paired)
+    for name, metric in ("METEOR", meteor), ("SPICE", spice):
+        if name.lower() in metrics:
+            try:
+                scores[name], scores.per_image[name] = metric(predictions, references, timeout)
+            except NotComputed as reason:
+                scores[name], scores.not_computed[name] = None, str(reason)
+    return scores
+
+
+def group_by_image(rows: Iterable[tuple[Hashable, str]]) -> dict[Hashable, list[str]]:
+    """Gathers rows of `(image, caption)`, one caption each, into the captions of each image, in order of appearance."""
+    captions: dict[Hashable, list[str]] = {}
+    for image, caption in rows:
+        captions.setdefault(image, []).append(caption)
+    return captions
+
+
+def _align(
+    predictions: Sequence[str] | Mapping[Hashable, str],
+    references: Sequence[Sequence[str]] | Mapping[Hashable, Sequence[str]],
+) -> tuple[list[Hashable], list[str], list[list[str]]]:
+    """Image ids, predictions and references in the order of `references`, checked."""
+    if isinstance(predictions, Mapping) and isinstance(references, Mapping):
+        if predictions.keys() != references.keys():
+            without_prediction = [image for image in references if image not in predictions]
+            without_reference = [image for image in predictions if image not in references]
+            raise ValueError(
+                "predictions and references are not of the same images: "
+                f"{_some(without_prediction)} without a prediction, {_some(without_reference)} without references."
+            )
+        predictions = [predictions[image] for image in references]
+        image_ids, references = list(references), list(references.values())
+    elif isinstance(predictions, Mapping) or isinstance(references, Mapping):
+        raise TypeError("`predictions` and `references` must both be keyed by image or both be lists.")
+    elif len(predictions) != len(references):
+        raise ValueError(
+            f"{len(predictions)} predictions for the references of {len(references)} images: pass one prediction and "
+            "one list of references for each image (`group_by_image` gathers rows that have one caption each)."
+        )
+    else:
+        image_ids, predictions, references = list(range(len(references))), list(predictions), list(references)
+    if not image_ids:
+        raise ValueError("there are no predictions: pass at least one image.")
+    for image, prediction, captions in zip(image_ids, predictions, references, strict=True):
+        if not isinstance(prediction, str):
+            raise TypeError(f"the prediction of image {image!r} is {prediction!r}: pass one string for each image.")
+        if isinstance(captions, str):
+            raise TypeError(f"the references of image {image!r} are one string: pass a list of strings.")
+        if not len(captions):
+            raise ValueError(f"image {image!r} has no references: pass at least one, or leave the image out.")
+        if bad := [caption for caption in captions if not isinstance(caption, str)]:
+            raise TypeError(f"image {image!r} has {bad[0]!r} among its references: captions are strings.")
+    return image_ids, predictions, references
+
+
+def _some(images: Sequence[Hashable]) -> str:
+    """How many, and which for instance."""
+    return f"{len(images)} (such as {images[0]!r})" if images else "none"

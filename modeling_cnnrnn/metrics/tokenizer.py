@@ -1,0 +1,234 @@
+"""
+Stanford's Penn Treebank tokenizer as coco-caption runs it, without Java.
+
+coco-caption writes all captions into one text, a caption a line, runs CoreNLP 3.4.1 with `-preserveLines -lowerCase`
+over it and removes 18 punctuation tokens. The rules below were found by comparing outputs, not by reading CoreNLP,
+whose code is under the GPL: the abbreviations by trying all strings of up to three letters and the words of captions
+before a stop, the characters by trying all of Unicode. Where more than one rule matches, the longest match wins.
+
+Kept because the official numbers contain them:
+
+- brackets come out as `-lrb-` and the like, and stay: the list of removed tokens has them in capitals;
+- "cannot" is two words, "22 3/4" is one (with a no-break space inside), `<unk>` is one, "@" takes its neighbours along;
+- `St.`, `p.m.` and a single letter keep their stop, the letter not before a capitalised word such as "The"; that word may
+  be the next caption's, so the result can depend on the order of the captions;
+- emoji and characters younger than Unicode 6 vanish, and separate words.
+
+One thing differs on purpose. A line break other than "\\n" (carriage return, vertical tab, form feed, U+0085, U+2028,
+U+2029) ends the line for CoreNLP too, and coco-caption then gives every later caption the tokens of its predecessor.
+Here it is a space, as coco-caption makes of "\\n".
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+
+
+# What coco-caption removes.
+PUNCTUATION = frozenset("'' ' `` ` -LRB- -RRB- -LCB- -RCB- . ? ! , : - -- ... ;".split())
+
+# Abbreviations that keep their stop: in any case, with a capital letter only, before a number only.
+_ABBREVIATIONS = """
+adj adm adv al ala apr ariz assn assoc asst atty aug ave bhd bldg blvd brig bros calif capt cf cie cmdr co col colo comdr
+conn corp cos cpl ct dak dec dept det dr drs ens esq est etc ext feb fla fri ft ga gen gov hon inc ind insp intl jan jos jr
+jul jun kan ky lieut lt ltd maj mar md messrs mfg mich minn mlle mme mo mon mont mr mrs ms msgr mt mtg natl neb nev nov
+oct okla penn pfc ph plc prof pte pty pvt rd rep rev rt sen sep sept seq sfc sgt spc sq sr st ste supt sys tel tenn thu
+thurs tue tues univ va vs vt wed wis wm wyo
+"""
+_CAPITAL_ABBREVIATIONS = "Ark Az Del Ill La Mass Miss Ore Pa Tex Wash"
+_NUMBER_ABBREVIATIONS = "art ca fig figs no nos op pp prop"
+
+# Words that begin a sentence: before them a single letter loses its stop.
+_SENTENCE_STARTS = """
+A About According After An As At But He Her Here However If In It Last Many More Now Once One Other Our She Since So Some
+Such That The Their Then There These They This We What When While Yet You
+"""
+
+# Every other character beyond ASCII vanishes.
+_LETTERS = """
+aa b5 ba c0-d6 d8-f6 f8-37d 384-386 388-481 483-487 48a-527 531-55f 561-587 591-5bd 5bf 5c1-5c2 5c4-5c5 5c7-5ea
+5f0-5f2 615-61a 620-65e 660-669 66e-6d3 6d5-6ff 70f-7f5 7fa 800-815 81a 824 828 840-858 8a0 8a2-8ac 900-939 93c-94e
+950-955 958-963 966-96f 971-977 979-97f 981-9d7 9dc-9f1 a01-a39 a3c-a4d a59-a6f a72-a74 a81-ae1 ae6-aef b05-b39 b3d
+b5c-b5d b5f-b61 b66-b6f b71 b82-bd0 be6-bef c01-c03 c05-c33 c35-c39 c3d-c59 c60-c61 c66-c6f c85-cb9 cbd cde-ce1
+ce6-cf2 d05-d3a d3d-d48 d4e d60-d61 d66-d6f d7a-d7f d85-dc6 e01-e3a e40-e4e e50-e59 e81-e84 e87-e88 e8a e8d e94-e97
+e99-e9f ea1-ea7 eaa-eab ead-ec6 ec8-f00 f20-f29 f40-f6c f88-f8c 1000-102a 103f-1049 1050-1055 105a-105d 1061
+1065-1066 106e-1070 1075-1081 108e 1090-1099 10a0-10fa 10fc-135a 1380-138f 13a0-13f4 1401-166c 166f-167f 1681-169a
+16a0-16ea 1700-170c 170e-1711 1720-1731 1740-1751 1760-1770 1780-17b3 17d7 17dc 17e0-17e9 1810-1877 1880-18a8
+18aa-191c 1946-19ab 19c1-19c7 19d0-19d9 1a00-1a16 1a20-1a54 1a80-1a99 1aa7 1b05-1b33 1b45-1b4b 1b50-1b59 1b83-1ba0
+1bae-1be5 1c00-1c23 1c40-1c7d 1ce9-1cec 1cee-1cf1 1cf5-1cf6 1d00-1dbf 1e00-1fbc 1fbe 1fc2-1fcc 1fd0-1fd3 1fd6-1fdb
+1fe0-1fec 1ff2-1ffc 2071 207f 2090-209c 2102 2107 210a-2113 2115 2119-211d 2124 2126 2128 212a-212d 212f-2139
+213c-213f 2145-2149 214e 2183-2184 2c00-2c2e 2c30-2c5e 2c60-2ce4 2ceb-2cee 2cf2-2cf3 2d00-2d6f 2d80-2dde 2e2f
+3005-3006 3031-3035 303b-303c 3041-3096 309d-309f 30a1-30fa 30fc-312d 3131-318e 31a0-31ba 31f0-31ff 3400-4db5
+4e00-9fcc a000-a48c a4d0-a4fd a500-a60c a610-a66e a67f-a697 a6a0-a6e5 a717-a71f a722-a788 a78b-a78e a790-a793
+a7a0-a7aa a7f8-a801 a803-a805 a807-a80a a80c-a822 a840-a873 a882-a8b3 a8d0-a8d9 a8f2-a8f7 a8fb a900-a925 a930-a946
+a960-a97c a984-a9b2 a9cf-a9d9 aa00-aa28 aa40-aa42 aa44-aa4b aa50-aa59 aa60-aa76 aa7a aa80-aaaf aab1 aab5-aab6
+aab9-aabd aac0 aac2-aadd aae0-aaea aaf2-aaf4 ab01-ab2e abc0-abe2 abf0-d7fb f900-fb1d fb1f-fb28 fb2a-fb36 fb38-fbb1
+fbd3-fd3d fd50-fdc7 fdf0-fdfb fe70-fefc ff10-ff19 ff21-ff3a ff41-ff5a ff66-ffdc
+"""
+
+_SYMBOLS = """
+80 91-94 96-97 a1-a9 ab-ac ae-b4 b6-b9 bb-bf d7 f7 37e 387 589 5be 5c0 5c3 5c6 5f3-603 606-60c 614 61b 61e-61f 66a
+66d 6d4 700-70d 7f6-7f8 964-965 e3f e4f 1fbd 2013-2023 2026 2030-203b 203e-2042 2044 2070 2074-207e 2080-208e 20a0
+20a4 20ac 2100-2101 2103-2106 2108-2109 2114 2116-2118 211e-2123 2125 2127 2129 212e 213a-213b 2140-2144 214a-214d
+214f 2153-215e 2190-2bff 3001-3002 3012 30fb ff01-ff0f ff1a-ff20 ff3b-ff40 ff5b-ff65 ffe0-ffe1 ffe5-ffe6
+"""
+
+
+def _characters(ranges: str) -> str:
+    """The inside of a regular expression's brackets."""
+    return "".join("-".join(chr(int(code, 16)) for code in span.split("-")) for span in ranges.split())
+
+
+def _any_of(words: str) -> str:
+    return "|".join(words.split())
+
+
+_OTHER_LETTERS = _characters(_LETTERS)
+_L = f"[A-Za-z{_OTHER_LETTERS}]"  # a letter
+_A = f"[A-Za-z0-9{_OTHER_LETTERS}]"  # a letter or digit
+_HYPHEN = "[-_\u058a\u2010\u2011]"
+_APOSTROPHE = "['\u2019]"
+_TICK = "['\u2019\u2018`]"  # an apostrophe, or what is typed for one
+_CLITIC = "(?i:s|m|d|ll|re|ve)"  # what "'" parts from a word
+_ELISION = f"(?:{_APOSTROPHE}(?!{_CLITIC}(?![A-Za-z]))|[`\u2018])"
+_PART = f"(?:[DLOdlo]{_TICK})?{_A}+"  # of a hyphenated word
+_ACRONYM = r"[A-Za-z](?:\.[A-Za-z])+"
+_IN_URL, _ENDS_URL = r"[^\s<>\"(){}|\\^`\[\]]", r"[^\s<>\"(){}|\\^`\[\].,;:!?']"
+_IN_EMAIL = r"[^\s\"<>|(){}.]"
+_NAME = r"[A-Za-z][\w:.-]*"  # of a mark-up element
+_QUOTE = "[`\u00ab\u00bb\u2018-\u201f\u2039\u203a\x91-\x94]"
+_START = "|".join(f"{word[0]}(?i:{word[1:]})" for word in _SENTENCE_STARTS.split())
+_CAPITALIZED = "|".join(f"{word}|{word.upper()}" for word in _CAPITAL_ABBREVIATIONS.split())
+
+_RULES = [
+    # mark-up and addresses
+    rf"<(?:{_NAME}(?: +{_NAME}(?:=\"[^\"\n]*\"|='[^'\n]*')?)* */?|/{_NAME}|[!?][A-Za-z-][^<>\n]*)>",
+    rf"(?i:https?|ftp)://{_IN_URL}*{_ENDS_URL}",
+    rf"(?:[A-Za-z0-9-]+\.)+(?i:com|net|org|edu)(?:/{_IN_URL}*{_ENDS_URL})?(?!{_A})",
+    rf"<?[A-Za-z0-9][^\s\"<>|(){{}}]*@{_IN_EMAIL}+(?:\.{_IN_EMAIL}+)*>?",
+    rf"@[A-Za-z_]\w*|#{_L}+",
+    r"&(?:(?i:amp|lt|gt|quot|apos|nbsp)|#\d+);",
+    # numbers
+    r"(?:\d{1,4}[- \u00a0])?\d{1,4}\\?/\d{1,4}(?!\d)",
+    r"[-+]?\d*(?:[.,:]\d+)+|[-+]?\d+",
+    # words
+    rf"{_A}+(?:{_HYPHEN}{_A}+)*",
+    rf"{_PART}(?:{_HYPHEN}{_PART})+",
+    r"[A-Za-z0-9]+(?:-[A-Za-z0-9]+)*(?:\\?/[A-Za-z0-9]+(?:-[A-Za-z0-9]+)*){1,2}",
+    rf"[A-Za-z0-9][A-Za-z0-9.,]*(?:-(?:{_ACRONYM}\.|[A-Za-z0-9]+))+",
+    rf"{_L}{_A}*(?:[.!?]{_L}{_A}*)+",
+    rf"{_ACRONYM}\.?(?!{_L})",
+    r"[A-Z]+(?:[+&][A-Z]+)+|[A-Z]+\$|[Cc]\+\+|[CFcf]#|\d+\.[CHXchx](?=[\s.,])",
+    # abbreviations
+    rf"(?:(?i:{_any_of(_ABBREVIATIONS)})|{_CAPITALIZED})\.(?!{_L})",
+    rf"(?i:{_any_of(_NUMBER_ABBREVIATIONS)})\.(?=\s*\d)",
+    rf"[A-Za-z]\.(?!{_L}|\s+(?:{_START})\s)",
+    rf"{_A}+(?:(?:{_HYPHEN}|\.){_A}+)*\.(?=[,;:])",
+    # apostrophes
+    rf"(?i:n{_TICK}t|'{_CLITIC})(?![A-Za-z])|\u2019{_CLITIC}",
+    rf"(?i:ma'am|c'mon|o'clock|somethin'|[no]?e'er|s'mores|{_APOSTROPHE}(?:em|till?|cause)|'t(?=is|was))",
+    rf"{_APOSTROPHE}[Nn]{_APOSTROPHE}|\u2019[Nn]|'[Nn](?=\s)|'\d\d(?=\s)|'\d\ds(?![A-Za-z0-9])",
+    rf"[DLdl]{_APOSTROPHE}(?!{_CLITIC}(?![A-Za-z]))|[Oo]l{_APOSTROPHE}(?!{_CLITIC}(?![A-Za-z])|{_L}{{2}})",
+    rf"(?:[Jj]{_APOSTROPHE}|[Yy]{_APOSTROPHE}(?={_L}))(?!{_CLITIC})",
+    rf"[A-HJ-XZdlno]{_ELISION}{_L}{{2,}}",
+    rf"[DLOdlo]{_ELISION}{_A}{{2,}}",
+    rf"{_L}+[AEIOUYaeiouy]{_ELISION}[aeiouA-Z]{_L}*",
+    # signs
+    rf"[<>]?[:;=][-o*']?[()\[\]{{|\\pPdDO@](?!{_A})",
+    r"[-^x=~<>']_[-^x=~<>']|\([-^x=~<>'][-_.][-^x=~<>']\)",
+    rf"''|{_QUOTE}{{1,2}}|[\u00b9\u00b2\u00b3\u2070\u2074-\u2079]+|[\u2080-\u2089]+",
+    r"\*+|(?:\\\*)+|##+|@@+|__+|<<|>>|[?!]+|--+|\.\.\.+|\.(?: \.){2,}",
+    r"\S",
+]
+_MATCHES = [re.compile(rule).match for rule in _RULES]
+
+# Most of a caption, for speed: a space ends what it matches in every rule that could begin there.
+_PLAIN = re.compile(r"[A-Za-z]+(?:-[A-Za-z]+)*(?=[ \n])|,(?= )|\.(?=\n)").match
+_SPACES = re.compile(r"[^\S\n]+").match
+_LINE_BREAK = re.compile("[\n\r\v\f\x85\u2028\u2029]")
+_VANISHING = re.compile(f"[^\n\u00a0 -~{_OTHER_LETTERS}{_characters(_SYMBOLS)}\u058a\u2010\u2011]")
+_VERB = re.compile("[A-Za-z]*[A-MO-Za-mo-z][Nn]").fullmatch
+_NOT = re.compile(f"[Nn]{_TICK}[Tt]").match
+_CONTRACTION = re.compile(f"{_APOSTROPHE}{_CLITIC}").match
+
+_TWO_WORDS = {
+    "cannot": ("can", "not"),
+    "gimme": ("gim", "me"),
+    "gonna": ("gon", "na"),
+    "gotta": ("got", "ta"),
+    "lemme": ("lem", "me"),
+    "wanna": ("wan", "na"),
+}
+_SPELLINGS = {
+    **dict(zip("()[]{}", "-lrb- -rrb- -lsb- -rsb- -lcb- -rcb-".split(), strict=True)),
+    **dict(zip("\u00bc\u00bd\u00be\u2153\u2154", "1/4 1/2 3/4 1/3 2/3".split(), strict=True)),
+    **dict(zip("&amp; &lt; &gt; &quot; &apos; &nbsp;".split(), "& < > '' ' -".split(), strict=True)),
+    **dict.fromkeys("\x80\u00a4\u20a0\u20ac", "$"),
+    **dict.fromkeys("\x96\x97\u2013\u2014\u2015\u058a\u2010\u2011", "-"),
+    "\u00a2": "cents",
+    "\u00a3": "#",
+    "\u2026": "...",
+    '"': "''",
+}
+_IS_QUOTED = re.compile(rf"{_QUOTE}+|n{_TICK}t|\u2019{_CLITIC}").fullmatch
+_STRAIGHT_QUOTES = {
+    **dict.fromkeys(map(ord, "\u2018\u201b\u2039\x91"), "`"),
+    **dict.fromkeys(map(ord, "\u2019\u203a\x92"), "'"),
+    **dict.fromkeys(map(ord, "\u00ab\u201c\x93"), "``"),
+    **dict.fromkeys(map(ord, "\u00bb\u201d\x94"), "''"),
+}
+
+
+def ptb_tokenize(captions: Iterable[str]) -> list[str]:
+    """
+    Tokenizes captions as coco-caption's `PTBTokenizer` does when it is given them in this order.
+
+    Args:
+        captions: raw sentences. An evaluation by coco-caption makes two such texts: all references, image by image in
+            the order of the references' file, and all predictions in the same order of images.
+
+    Returns:
+        For each caption its tokens in lower case, one space between them.
+    """
+    text = "\n".join(_LINE_BREAK.sub(" ", caption) for caption in captions).replace("\u00ad", "")
+    return [" ".join(token for token in line if token not in PUNCTUATION) for line in _lines(_VANISHING.sub(" ", text))]
+
+
+def _lines(text: str) -> Iterator[list[str]]:
+    """The tokens of each line of `text`; a rule may look past the line's end."""
+    line: list[str] = []
+    position = 0
+    while position < len(text):
+        if text[position] == "\n":
+            yield line
+            line = []
+            position += 1
+            continue
+        if spaces := _SPACES(text, position):
+            position = spaces.end()
+            continue
+        longest = _PLAIN(text, position) or max(
+            filter(None, (match(text, position) for match in _MATCHES)), key=lambda match: match.end()
+        )
+        token, position = longest.group(), longest.end()
+        if _VERB(token) and _NOT(text, position - 1):
+            token, position = token[:-1], position - 1  # "don't" is "do" and "n't"
+        if token.lower() in _TWO_WORDS and not _CONTRACTION(text, position):
+            line.extend(_TWO_WORDS[token.lower()])
+        else:
+            line.append(_spell(token.lower()))
+    yield line
+
+
+def _spell(token: str) -> str:
+    """How CoreNLP writes a token."""
+    if token in _SPELLINGS:
+        return _SPELLINGS[token]
+    if token.isalpha():
+        return token
+    if _IS_QUOTED(token):
+        return token.translate(_STRAIGHT_QUOTES)
+    if token.startswith(("...", ". .")):
+        return "..."
+    if token.startswith("--"):
+        return "--"
+    return token.replace(" ", "\u00a0").replace("(", "-lrb-").replace(")", "-rrb-")

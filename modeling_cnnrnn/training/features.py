@@ -1,0 +1,150 @@
+"""
+What a frozen CNN sees in each image of a dataset, computed once and kept on disk.
+
+The store is one safetensors file of float16 rows that is memory-mapped when it is read. While it is being made it bears
+another name, beside a note of how many rows are done, so that work that was stopped goes on where it stood.
+"""
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image
+from tqdm.auto import tqdm
+
+from ..modeling_cnnrnn import CnnRnnForConditionalGeneration
+from ..processing_cnnrnn import CnnRnnProcessor
+from .batching import load_stored_image
+from .checkpoints import write_json
+
+
+def compute_image_features(
+    model: CnnRnnForConditionalGeneration,
+    processor: CnnRnnProcessor,
+    dataset: datasets.Dataset,
+    cache_dir: str | os.PathLike,
+    batch_size: int = 32,
+    save_steps: int = 16,
+    progress: Callable = tqdm,
+) -> tuple[np.ndarray, dict[int, str]]:
+    """
+    The features of all images, from the store if they are there.
+
+    Args:
+        model: its CNN is used as it is, in evaluation mode.
+        dataset: rows with `image` and `image_id`.
+        cache_dir: the stores' folder. A store is named by a fingerprint of CNN, preprocessing and images, so that one
+            made with others cannot be used by mistake.
+        save_steps: batches after which the rows done are noted; what comes after is lost if the work is stopped.
+
+    Returns:
+        A memory-mapped float16 array `(num_images, num_regions, num_feature_channels)`, where a model without attention
+        has one region, the mean; and the rows that could not be read, each with the reason (their features are 0).
+    """
+    pooled = model.config.attention_type == "none"
+    images = dataset.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
+    name = features_fingerprint(model, processor, dataset)
+    path = Path(cache_dir) / f"{name}.safetensors"
+    notes_path = path.with_suffix(".json")
+    if path.exists():
+        return _map_rows(path), _broken(json.loads(notes_path.read_text(encoding="utf-8")))
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    notes = {"done": 0, "broken": {}}
+    if partial.exists() and notes_path.exists():
+        notes = json.loads(notes_path.read_text(encoding="utf-8"))
+    rows: np.ndarray | None = _map_rows(partial, "r+") if notes["done"] else None
+    encoder = model.get_encoder()
+    was_training = model.training
+    model.eval()
+    with progress(total=len(images), initial=notes["done"], desc="Image features", unit="image") as bar:
+        for start in range(notes["done"], len(images), batch_size):
+            batch = [images[index]["image"] for index in range(start, min(start + batch_size, len(images)))]
+            features = _features_of(encoder, processor, batch, start, notes["broken"], pooled)
+            if rows is None:
+                rows = _create_rows(partial, (len(images), *features.shape[1:]))
+            rows[start : start + len(batch)] = features
+            if (start // batch_size + 1) % save_steps == 0:
+                rows.flush()  # type: ignore[attr-defined]
+                write_json(notes_path, notes | {"done": start + len(batch)})
+            bar.update(len(batch))
+    model.train(was_training)
+    write_json(notes_path, notes | {"done": len(images)})
+    if rows is not None:
+        rows.flush()  # type: ignore[attr-defined]
+        os.replace(partial, path)
+    return _map_rows(path), _broken(notes)
+
+
+def features_fingerprint(
+    model: CnnRnnForConditionalGeneration, processor: CnnRnnProcessor, dataset: datasets.Dataset
+) -> str:
+    """A name for the features of these images by this CNN after this preprocessing."""
+    digest = hashlib.sha256()
+    encoder_config = {k: v for k, v in model.config.encoder.to_dict().items() if k not in ("_name_or_path", "dtype")}
+    settings = [
+        encoder_config,
+        model.config.vision_feature_layer,
+        model.config.attention_type == "none",
+        processor.image_processor.to_dict(),
+    ]
+    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.get_encoder().cnn.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    images = dataset.select_columns(["image", "image_id"]).cast_column("image", datasets.Image(decode=False))
+    for row in images:
+        content = row["image"]["bytes"]
+        if content is None:
+            status = os.stat(row["image"]["path"])
+            content = f"{row['image']['path']} {status.st_size} {status.st_mtime_ns}".encode()
+        digest.update(f"{row['image_id']} {len(content)} ".encode() + content[-4096:])
+    return digest.hexdigest()[:32]
+
+
+def _features_of(encoder, processor, batch: list, start: int, broken: dict, pooled: bool) -> np.ndarray:
+    opened = []
+    for row, value in enumerate(batch, start):
+        try:
+            opened.append(load_stored_image(value))
+        except (OSError, ValueError) as error:
+            broken[str(row)] = str(error)
+            opened.append(Image.new("RGB", (64, 64)))
+    pixel_values = processor(images=opened, return_tensors="pt")["pixel_values"]
+    with torch.inference_mode():
+        features, _ = encoder.extract_image_features(pixel_values.to(encoder.device))
+        if pooled:
+            features = features.float().mean(dim=1, keepdim=True)
+    array = features.cpu().numpy().astype(np.float16)
+    array[[str(row) in broken for row in range(start, start + len(batch))]] = 0
+    return array
+
+
+def _broken(notes: dict) -> dict[int, str]:
+    return {int(row): reason for row, reason in notes["broken"].items()}
+
+
+def _create_rows(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """An empty safetensors file with one float16 tensor, `image_features`, open for writing."""
+    size = 2 * int(np.prod(shape))
+    header = {"image_features": {"dtype": "F16", "shape": list(shape), "data_offsets": [0, size]}}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the format wants the data aligned
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + size)
+    return _map_rows(path, "r+")
+
+
+def _map_rows(path: Path, mode: str = "r") -> np.ndarray:
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        shape = tuple(json.loads(file.read(length))["image_features"]["shape"])
+    return np.memmap(path, np.float16, mode, offset=8 + length, shape=shape)  # type: ignore[call-overload]

@@ -1,0 +1,145 @@
+"""
+A page of pictures with the sentences that a model wrote about them: one HTML file that needs nothing else.
+
+Pictures are thumbnails inside the file. An attention map is a small veil over its picture, dark where the model does
+not look, so that a sentence of twelve words costs one picture and twelve tiny images.
+"""
+
+import base64
+import io
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader
+from PIL import Image, ImageOps
+
+
+VEIL_SIZE = 32  # pixels of an attention map in the page, whatever the CNN's grid
+VEIL_OPACITY = 0.82
+
+
+@dataclass
+class GalleryRow:
+    """
+    One picture and what a model wrote about it.
+
+    Args:
+        image: the picture, of any size and mode.
+        caption: the generated sentence.
+        references: what people wrote.
+        log_probs: natural logarithm of the probability of each generated token, the end token included.
+        is_correct: whether the sentence is right, where that is known.
+        attentions: `(num_words, height, width)`, where the model looked while it wrote each word of `caption`; maps of
+            further tokens, such as the end, are left out.
+        name: file name or id.
+    """
+
+    image: Image.Image
+    caption: str
+    references: Sequence[str] = ()
+    log_probs: Sequence[float] | None = None
+    is_correct: bool | None = None
+    attentions: np.ndarray | None = None
+    name: str | None = None
+
+
+def write_gallery(
+    path: str | os.PathLike,
+    rows: Iterable[GalleryRow],
+    title: str = "Captions",
+    summary: Mapping[str, object] | None = None,
+    thumbnail_size: int = 256,
+) -> Path:
+    """
+    Write the page. A reader of `path` sees the old file or the new one, never a part of it.
+
+    Args:
+        path: the HTML file.
+        rows: the pictures, in the order of the page.
+        title: heading of the page.
+        summary: names and values shown above the pictures, such as scores.
+        thumbnail_size: longest side of a thumbnail in pixels; a thousand photographs of 256 take about 20 MB.
+
+    Raises:
+        ValueError: the attention maps of a row do not fit its sentence.
+    """
+    path = Path(path)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    page = environment.get_template("gallery.html.jinja").render(
+        title=title, summary=summary or {}, rows=[_prepare(row, thumbnail_size) for row in rows]
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        unfinished.write_text(page, encoding="utf-8")
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return path
+
+
+def _prepare(row: GalleryRow, thumbnail_size: int) -> dict:
+    """What the template shows of a row."""
+    image = _flatten(row.image)
+    # drawn pictures are smaller than a thumbnail: they stay as they are, pixel by pixel
+    is_small = max(image.size) <= thumbnail_size // 2
+    image.thumbnail((thumbnail_size, thumbnail_size))
+    words = row.caption.split()
+    veils: list[str] = []
+    if row.attentions is not None:
+        maps = np.asarray(row.attentions, dtype=np.float32)
+        if maps.ndim != 3 or len(maps) < len(words):
+            raise ValueError(
+                f"`attentions` has shape {maps.shape} for the {len(words)} words of {row.caption!r}: pass one map per "
+                "word, (num_words, height, width)."
+            )
+        veils = [_data_url(_veil(attention), "PNG") for attention in maps]
+    log_probs = row.log_probs or ()
+    probabilities = list(map(math.exp, log_probs)) if log_probs else [None] * len(words)
+    return {
+        "name": row.name,
+        "caption": row.caption,
+        "references": row.references,
+        "is_correct": row.is_correct,
+        "log_prob": sum(log_probs) if log_probs else None,
+        "mean_probability": math.exp(sum(log_probs) / len(log_probs)) if log_probs else None,
+        "picture": _data_url(image, "PNG" if is_small else "JPEG"),
+        "width": image.width,
+        "height": image.height,
+        "is_small": is_small,
+        "words": list(zip(words, probabilities, veils, strict=False)) if row.attentions is not None else [],
+    }
+
+
+def _flatten(image: Image.Image) -> Image.Image:
+    """A copy as RGB, upright, on white where the picture is transparent."""
+    image = ImageOps.exif_transpose(image)
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        background = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(background, image)
+    return image.convert("RGB")
+
+
+def _veil(attention: np.ndarray) -> Image.Image:
+    """Black, and the more transparent the more the model looks there."""
+    attention = np.nan_to_num(attention)
+    light = Image.fromarray(attention / max(attention.max(), 1e-12)).resize(
+        (VEIL_SIZE, VEIL_SIZE), Image.Resampling.BICUBIC
+    )
+    opacity = VEIL_OPACITY * (1 - np.clip(np.asarray(light), 0, 1))
+    # few levels of opacity look the same and take half the space
+    levels = (opacity * 255 / 8).round().astype(np.uint8) * 8
+    return Image.merge("LA", (Image.new("L", light.size), Image.fromarray(levels)))
+
+
+def _data_url(image: Image.Image, image_format: str) -> str:
+    data = io.BytesIO()
+    image.save(data, image_format, quality=82, optimize=True)
+    return f"data:image/{image_format.lower()};base64,{base64.b64encode(data.getvalue()).decode()}"

@@ -1,0 +1,141 @@
+"""Tiny random models, images and captions for every test: a fixed seed, no network, one thread."""
+
+import os
+
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from transformers import BitImageProcessorPil, PretrainedConfig, PreTrainedTokenizerBase, ResNetConfig, set_seed
+
+from modeling_cnnrnn import CnnRnnConfig, CnnRnnForConditionalGeneration
+
+
+# the sixteen words of the tiny vocabulary, twenty tokens with the special ones
+CAPTIONS = [
+    "a dog jumps over a green triangle left of two blue circles",
+    "a red circle above a blue square",
+    "a square below a triangle",
+]
+
+RNN_TYPES = ["lstm", "gru", "rnn_tanh", "rnn_relu"]
+ATTENTION_TYPES = ["none", "additive"]
+IMAGE_INJECTIONS = ["first_token", "initial_state", "bias_first_step", "bias_every_step"]
+
+
+def _decoders() -> list[dict]:
+    """Every decoder there is; of one and of two layers in turns, so that each option is seen with both."""
+    return [
+        {
+            "rnn_type": rnn_type,
+            "attention_type": attention_type,
+            "image_injection": image_injection,
+            "num_hidden_layers": 1 + (i + j + k) % 2,
+        }
+        for i, rnn_type in enumerate(RNN_TYPES)
+        for j, attention_type in enumerate(ATTENTION_TYPES)
+        for k, image_injection in enumerate(IMAGE_INJECTIONS)
+    ]
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.set_num_threads(1)
+    set_seed(0)
+
+
+@pytest.fixture
+def tiny_encoder_config() -> PretrainedConfig:
+    """A ResNet that makes a `(batch, 16, 4, 4)` feature map of a 32 x 32 image."""
+    return ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+
+
+@pytest.fixture
+def make_config(tiny_encoder_config) -> Callable[..., CnnRnnConfig]:
+    """`make_config(rnn_type="gru", ...)`: the tiny configuration with other options."""
+
+    def make(**options) -> CnnRnnConfig:
+        defaults = {
+            "encoder": tiny_encoder_config.to_dict(),
+            "vocab_size": 20,
+            # all sizes differ, or a transposed matrix would go unnoticed
+            "hidden_size": 14,
+            "embedding_size": 12,
+            "attention_size": 10,
+            "dropout": 0.0,
+            # weights large enough that images and words make a difference
+            "initializer_range": 0.5,
+        }
+        return CnnRnnConfig(**(defaults | options))
+
+    return make
+
+
+@pytest.fixture
+def make_model(make_config) -> Callable[..., CnnRnnForConditionalGeneration]:
+    """`make_model(rnn_type="gru", ...)`: a tiny captioner in evaluation mode, the same at every call."""
+
+    def make(**options) -> CnnRnnForConditionalGeneration:
+        set_seed(0)
+        return CnnRnnForConditionalGeneration(make_config(**options)).eval()
+
+    return make
+
+
+@pytest.fixture
+def tiny_config(make_config) -> CnnRnnConfig:
+    return make_config()
+
+
+@pytest.fixture
+def tiny_model(make_model) -> CnnRnnForConditionalGeneration:
+    return make_model()
+
+
+@pytest.fixture(params=_decoders(), ids=lambda options: "-".join(str(option) for option in options.values()))
+def decoder_options(request) -> dict:
+    """Each decoder in turn, as options of the configuration."""
+    return request.param
+
+
+@pytest.fixture
+def any_model(make_model, decoder_options) -> CnnRnnForConditionalGeneration:
+    """The tiny captioner with each decoder in turn."""
+    return make_model(**decoder_options)
+
+
+@pytest.fixture
+def pixel_values() -> torch.Tensor:
+    """Three images of noise, each in its own colour."""
+    generator = torch.Generator().manual_seed(0)
+    return 2 * torch.randn(3, 3, 1, 1, generator=generator) + torch.randn(3, 3, 32, 32, generator=generator)
+
+
+@pytest.fixture
+def labels() -> torch.Tensor:
+    """A caption of each image, of different lengths: one end token each, then padding."""
+    return torch.tensor([[4, 9, 13, 7, 2], [5, 11, 2, 0, 0], [19, 2, 0, 0, 0]])
+
+
+@pytest.fixture
+def tiny_tokenizer() -> PreTrainedTokenizerBase:
+    """A word-level tokenizer, as large as the vocabulary of `tiny_model`."""
+    from modeling_cnnrnn.data.tokenizer import build_tokenizer
+
+    tokenizer = build_tokenizer(CAPTIONS, min_frequency=1)
+    assert len(tokenizer) == 20
+    return tokenizer
+
+
+@pytest.fixture
+def tiny_processor(tiny_tokenizer):
+    """Images to 32 x 32 pixels, captions to tokens."""
+    from modeling_cnnrnn.processing_cnnrnn import CnnRnnProcessor
+
+    image_processor = BitImageProcessorPil(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, do_convert_rgb=True
+    )
+    return CnnRnnProcessor(image_processor, tiny_tokenizer)

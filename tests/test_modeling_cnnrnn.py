@@ -1,0 +1,870 @@
+"""The model: its equations, its loss and gradients, what training moves and what it does not, saving, bad input."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from torch import nn
+from torch.testing import assert_close
+from transformers import (
+    AutoModel,
+    AutoModelForImageTextToText,
+    BertConfig,
+    BitConfig,
+    ConvNextConfig,
+    ConvNextV2Config,
+    EfficientNetConfig,
+    MobileNetV1Config,
+    MobileNetV2Config,
+    RegNetConfig,
+    ResNetConfig,
+    ResNetForImageClassification,
+    ResNetModel,
+    SwinConfig,
+    ViTConfig,
+    set_seed,
+)
+from transformers.modeling_outputs import BaseModelOutput
+
+from modeling_cnnrnn import CnnRnnConfig, CnnRnnForConditionalGeneration, CnnRnnModel
+from modeling_cnnrnn.recurrence_cnnrnn import RNN_CLASSES, CnnRnnAttention, rnn_step
+
+
+TINY_CNNS = {
+    "resnet": ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic"),
+    "resnet-bottleneck": ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[2, 1]),
+    "regnet": RegNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], groups_width=4),
+    "convnext": ConvNextConfig(num_stages=2, hidden_sizes=[8, 16], depths=[1, 1]),
+    "convnextv2": ConvNextV2Config(num_stages=2, hidden_sizes=[8, 16], depths=[1, 1]),
+    "bit": BitConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_groups=2),
+    "efficientnet": EfficientNetConfig(
+        width_coefficient=0.25,
+        depth_coefficient=0.25,
+        image_size=32,
+        hidden_dim=16,
+        kernel_sizes=[3, 3],
+        in_channels=[32, 16],
+        out_channels=[16, 24],
+        depthwise_padding=[],
+        strides=[1, 2],
+        num_block_repeats=[1, 1],
+        expand_ratios=[1, 4],
+    ),
+    "mobilenet_v1": MobileNetV1Config(depth_multiplier=0.25, image_size=32, min_depth=8),
+    "mobilenet_v2": MobileNetV2Config(depth_multiplier=0.1, image_size=32, min_depth=8),
+}
+
+
+@pytest.fixture
+def regions(pixel_values) -> torch.Tensor:
+    """What the decoder looks at: sixteen regions of each of three images."""
+    return torch.randn(len(pixel_values), 16, 12, generator=torch.Generator().manual_seed(0))
+
+
+def encoded(regions: torch.Tensor) -> BaseModelOutput:
+    return BaseModelOutput(last_hidden_state=regions)
+
+
+def log_likelihood(logits: torch.Tensor, labels: torch.Tensor) -> tuple[float, int]:
+    """Log-probability of the real tokens of `labels` and their number, token by token."""
+    total, count = 0.0, 0
+    for row, caption in zip(logits.flatten(0, -3), labels.flatten(0, -2).tolist(), strict=True):
+        for scores, token in zip(row, caption, strict=True):
+            if token not in (0, -100):
+                total += (scores[token] - scores.logsumexp(dim=0)).item()
+                count += 1
+    return total, count
+
+
+# --- The equations ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rnn_type", ["lstm", "gru", "rnn_tanh", "rnn_relu"])
+def test_one_step_is_the_cell_of_torch(rnn_type):
+    options = {"nonlinearity": rnn_type.removeprefix("rnn_")} if rnn_type.startswith("rnn_") else {}
+    cell = {"lstm": nn.LSTMCell, "gru": nn.GRUCell}.get(rnn_type, nn.RNNCell)(5, 7, **options)
+    inputs, hidden, memory = torch.randn(3, 5), torch.randn(3, 7), torch.randn(3, 7)
+    state = (hidden, memory) if rnn_type == "lstm" else (hidden,)
+
+    expected = cell(inputs, state if rnn_type == "lstm" else hidden)
+    new = rnn_step(
+        rnn_type,
+        F.linear(inputs, cell.weight_ih, cell.bias_ih),
+        F.linear(hidden, cell.weight_hh, cell.bias_hh),
+        state,
+    )
+    assert len(new) == len(state)
+    assert_close(new, tuple(expected) if rnn_type == "lstm" else (expected,))
+
+
+def attend_by_hand(attention: CnnRnnAttention, hidden: torch.Tensor, regions: torch.Tensor):
+    """Show, Attend and Tell, region by region: e_i = w tanh(W_h h + W_a a_i), alpha = softmax e, z = beta sum alpha a."""
+    energies = torch.stack([attention.score(torch.tanh(attention.query(hidden) + attention.key(a))) for a in regions])
+    weights = energies.exp() / energies.exp().sum()
+    beta = 1 / (1 + torch.exp(-attention.gate(hidden)))
+    return beta * sum(weight * region for weight, region in zip(weights, regions, strict=True)), weights.squeeze(-1)
+
+
+def test_attention_is_a_loop_over_regions(tiny_config):
+    attention = CnnRnnAttention(tiny_config).double()
+    regions, hidden = torch.randn(2, 6, 12).double(), torch.randn(4, 14).double()  # two captions of each image
+    context, weights = attention(hidden, attention.key(regions), regions)
+    for index in range(4):
+        expected = attend_by_hand(attention, hidden[index], regions[index // 2])
+        assert_close((context[index], weights[index]), expected)
+
+
+CELLS = {
+    "lstm": torch.lstm_cell,
+    "gru": torch.gru_cell,
+    "rnn_tanh": torch.rnn_tanh_cell,
+    "rnn_relu": torch.rnn_relu_cell,
+}
+
+
+def decode_by_hand(model: CnnRnnForConditionalGeneration, regions: torch.Tensor, words: list[int]):
+    """The decoder as its papers write it: one image, one sentence, one step at a time. Returns logits and attentions."""
+    config, decoder = model.config, model.model.decoder
+    size, image = config.embedding_size, regions.mean(dim=0)
+    states = torch.zeros(2, config.num_hidden_layers, config.hidden_size, dtype=regions.dtype)
+    if config.image_injection == "initial_state":
+        initial = torch.tanh(decoder.initial_state.weight @ image + decoder.initial_state.bias)
+        count = initial.numel() // (config.num_hidden_layers * config.hidden_size)
+        states[:count] = initial.view(count, config.num_hidden_layers, config.hidden_size)
+
+    def cell(layer: int, preactivation: torch.Tensor) -> torch.Tensor:
+        rnn = decoder.layers[layer]
+        hidden, memory = (s[layer][None] for s in states.clone())
+        identity = torch.eye(len(preactivation), dtype=regions.dtype)
+        new = CELLS[config.rnn_type](
+            preactivation[None],
+            (hidden, memory) if config.rnn_type == "lstm" else hidden,
+            identity,  # the product with the input is in `preactivation` already
+            rnn.weight_hh_l0,
+            torch.zeros_like(preactivation),
+            rnn.bias_hh_l0,
+        )
+        new = new if isinstance(new, tuple) else (new,)
+        for kind, value in enumerate(new):
+            states[kind, layer] = value[0]
+        return new[0][0]
+
+    steps = [decoder.embed_tokens.weight[word] for word in words]
+    if config.image_injection == "first_token":
+        steps.insert(0, image)
+    weight, bias = decoder.layers[0].weight_ih_l0, decoder.layers[0].bias_ih_l0
+    logits, attentions = [], []
+    for index, step in enumerate(steps):
+        output = weight[:, :size] @ step + bias
+        if config.image_injection == "bias_every_step" or (config.image_injection == "bias_first_step" and index == 0):
+            output = output + weight[:, size : 2 * size] @ image
+        if decoder.attention is not None:
+            context, alphas = attend_by_hand(decoder.attention, states[0, -1].clone(), regions)
+            output = output + weight[:, -size:] @ context
+            attentions.append(alphas)
+        output = cell(0, output)
+        for layer in range(1, config.num_hidden_layers):
+            rnn = decoder.layers[layer]
+            output = cell(layer, rnn.weight_ih_l0 @ output + rnn.bias_ih_l0)
+        logits.append(model.lm_head.weight @ output + model.lm_head.bias)
+    spoken = slice(len(steps) - len(words), None)  # what is said of the image alone is no word
+    return torch.stack(logits[spoken]), torch.stack(attentions[spoken]) if attentions else None
+
+
+@torch.no_grad()
+def test_decoder_follows_its_equations(any_model, regions):
+    model, regions = any_model.double(), regions.double()
+    model.model.decoder.layers.apply(randomize_biases)
+    words = torch.tensor([[1, 4, 9, 13, 7], [1, 5, 11, 3, 6], [1, 19, 8, 12, 4]])
+    outputs = model(encoder_outputs=encoded(regions), decoder_input_ids=words, output_attentions=True)
+    for index in range(3):
+        logits, attentions = decode_by_hand(model, regions[index], words[index].tolist())
+        assert_close(outputs.logits[index], logits)
+        if attentions is None:
+            assert outputs.cross_attentions is None
+        else:
+            assert_close(outputs.cross_attentions[0][index, 0], attentions)
+
+
+def randomize_biases(module: nn.Module):
+    """Biases start from zero: a forgotten one would go unnoticed."""
+    if isinstance(module, nn.RNNBase):
+        nn.init.normal_(module.bias_ih_l0)
+        nn.init.normal_(module.bias_hh_l0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("image_injection", ["first_token", "initial_state", "bias_first_step", "bias_every_step"])
+def test_image_enters_at_its_step_and_at_no_other(make_model, regions, image_injection):
+    model = make_model(image_injection=image_injection, rnn_type="rnn_relu")
+    decoder = model.model.decoder
+    for weight in (decoder.layers[0].weight_hh_l0, decoder.layers[0].bias_hh_l0):
+        weight.zero_()  # without memory, each step shows what enters there
+    words = torch.tensor([[1, 4, 9], [1, 4, 9], [1, 4, 9]])
+    logits = model(encoder_outputs=encoded(regions), decoder_input_ids=words).logits
+    depends = [not torch.equal(step[0], step[1]) for step in logits.unbind(1)]
+    assert depends == {
+        "first_token": [False, False, False],
+        "initial_state": [False, False, False],
+        "bias_first_step": [True, False, False],
+        "bias_every_step": [True, True, True],
+    }[image_injection]
+
+
+def test_logits_are_of_the_words_and_not_of_the_image(any_model, pixel_values):
+    words = torch.tensor([[1, 4, 9, 13]]).expand(3, -1)
+    outputs = any_model(pixel_values, decoder_input_ids=words, output_attentions=True, output_hidden_states=True)
+    assert outputs.logits.shape == (3, 4, 20)
+    assert [h.shape[:2] for h in outputs.decoder_hidden_states] == [(3, 4)] * (1 + any_model.config.num_hidden_layers)
+    if any_model.config.attention_type == "additive":
+        (attentions,) = outputs.cross_attentions
+        assert attentions.shape == (3, 1, 4, 16)
+        assert_close(attentions.sum(dim=-1), torch.ones(3, 1, 4))
+
+
+@torch.no_grad()
+def test_every_decoder_looks_at_the_image(any_model, pixel_values):
+    words = torch.tensor([[1, 4, 9, 13]]).expand(3, -1)
+    logits = any_model(pixel_values, decoder_input_ids=words).logits
+    assert not torch.allclose(logits[0], logits[1], atol=1e-3)
+
+
+@torch.no_grad()
+def test_fused_and_stepwise_recurrence_agree(any_model, pixel_values, monkeypatch):
+    words = torch.tensor([[1, 4, 9, 13, 7]]).expand(3, -1)
+    decoder = any_model.model.decoder
+    fused = any_model(pixel_values, decoder_input_ids=words)
+    monkeypatch.setattr(decoder, "_needs_steps", lambda *_: True)
+    stepwise = any_model(pixel_values, decoder_input_ids=words)
+    assert_close(fused.logits, stepwise.logits)
+    assert_close(fused.past_key_values.state, stepwise.past_key_values.state)
+
+
+def test_teacher_forcing_without_attention_is_one_call(make_model, pixel_values, labels, monkeypatch):
+    calls = []
+    forward = nn.LSTM.forward
+    monkeypatch.setattr(nn.LSTM, "forward", lambda self, x, *args: calls.append(x.shape[1]) or forward(self, x, *args))
+    make_model()(pixel_values, labels=labels)
+    assert calls == [1 + labels.shape[1]]  # the image, then the words
+
+
+def test_vocabulary_is_computed_at_real_tokens_only(tiny_model, pixel_values, labels):
+    rows = []
+    tiny_model.lm_head.register_forward_pre_hook(lambda _, args: rows.append(args[0].shape[:-1].numel()))
+    tiny_model.train()(pixel_values, labels=labels)
+    assert rows == [int((labels != 0).sum())]
+
+
+# --- Invariances -----------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_a_batch_is_its_images_one_by_one(any_model, pixel_values, labels):
+    words = any_model.prepare_decoder_input_ids_from_labels(labels)
+    together = any_model(pixel_values, decoder_input_ids=words).logits
+    alone = [any_model(p[None], decoder_input_ids=w[None]).logits for p, w in zip(pixel_values, words, strict=True)]
+    assert_close(together, torch.cat(alone))
+
+
+@torch.no_grad()
+def test_padding_changes_neither_loss_nor_logits(any_model, pixel_values, labels):
+    padded = F.pad(labels, (0, 4))
+    short, long = any_model(pixel_values, labels=labels), any_model(pixel_values, labels=padded)
+    assert_close(short.loss, long.loss)
+    assert_close(short.logits, long.logits[:, : labels.shape[1]])
+    ignored = any_model(pixel_values, labels=padded.masked_fill(padded == 0, -100))
+    assert_close(short.loss, ignored.loss)
+
+
+@torch.no_grad()
+def test_masked_tokens_are_not_read(any_model, pixel_values):
+    words = torch.tensor([[1, 4, 9, 13]]).expand(3, -1)
+    expected = any_model(pixel_values, decoder_input_ids=words)
+    padded = torch.tensor([[0, 7, 1, 4, 5, 9, 13]]).expand(3, -1)
+    mask = torch.tensor([[0, 0, 1, 1, 0, 1, 1]]).expand(3, -1)
+    outputs = any_model(pixel_values, decoder_input_ids=padded, decoder_attention_mask=mask)
+    assert_close(outputs.logits[:, mask[0].bool()], expected.logits)
+    assert_close(outputs.past_key_values.state, expected.past_key_values.state)
+
+
+@torch.no_grad()
+def test_image_features_and_encoder_outputs_stand_for_the_pixels(any_model, pixel_values, labels):
+    encoder = any_model.get_encoder()
+    expected = any_model(pixel_values, labels=labels)
+    features, _ = encoder.extract_image_features(pixel_values)
+    assert features.shape == (3, 16, 16)
+    outputs = encoder(pixel_values)
+    for inputs in ({"image_features": features}, {"encoder_outputs": outputs}, {"encoder_outputs": tuple(outputs)}):
+        again = any_model(**inputs, labels=labels)
+        assert torch.equal(again.logits, expected.logits)
+        assert torch.equal(again.loss, expected.loss)
+
+
+@torch.no_grad()
+def test_embeddings_stand_for_the_words(tiny_model, pixel_values):
+    words = torch.tensor([[1, 4, 9, 13]]).expand(3, -1)
+    embeddings = tiny_model.get_input_embeddings()(words)
+    outputs = tiny_model(pixel_values, decoder_inputs_embeds=embeddings)
+    assert torch.equal(outputs.logits, tiny_model(pixel_values, decoder_input_ids=words).logits)
+
+
+# --- The loss --------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_loss_is_the_mean_over_real_tokens(any_model, pixel_values, labels):
+    outputs = any_model(pixel_values, labels=labels)
+    total, count = log_likelihood(outputs.logits, labels)
+    assert count == 9  # one end token of each caption is among them
+    assert outputs.loss.item() == pytest.approx(-total / count, rel=1e-5)
+
+
+def test_the_decoder_reads_the_labels_one_step_later(tiny_model):
+    labels = torch.tensor([[4, 9, 2, 0], [5, 2, -100, -100]])
+    words = tiny_model.prepare_decoder_input_ids_from_labels(labels)
+    assert words.tolist() == [[1, 4, 9, 2], [1, 5, 2, 0]]
+
+
+@torch.no_grad()
+def test_several_captions_of_an_image_are_separate_captions(any_model, pixel_values):
+    labels = torch.randint(4, 20, (3, 5, 6))
+    labels[..., -1] = 2
+    together = any_model(pixel_values, labels=labels)
+    apart = any_model(pixel_values.repeat_interleave(5, dim=0), labels=labels.flatten(0, 1))
+    assert together.logits.shape == (3, 5, 6, 20)
+    assert_close(together.logits.flatten(0, 1), apart.logits)
+    assert_close(together.loss, apart.loss)
+
+
+def test_captions_of_an_image_share_one_pass_of_the_cnn(any_model, pixel_values):
+    batches = []
+    any_model.get_encoder().cnn.register_forward_pre_hook(lambda _, args: batches.append(len(args[0])))
+    any_model(pixel_values, labels=torch.full((3, 5, 6), 4))
+    assert batches == [3]
+
+
+def test_gradient_of_shared_captions_is_the_sum(any_model, pixel_values):
+    labels = torch.randint(4, 20, (3, 2, 6))
+    gradients = []
+    for images, captions in (
+        (pixel_values, labels),
+        (pixel_values.repeat_interleave(2, dim=0), labels.flatten(0, 1)),
+    ):
+        any_model.zero_grad()
+        any_model(images, labels=captions).loss.backward()
+        gradients.append(any_model.get_encoder().cnn.embedder.embedder.convolution.weight.grad.clone())
+    assert_close(*gradients, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"attention_type": "additive", "attention_regularization": 0.7}])
+def test_accumulated_gradients_are_those_of_the_whole_batch(make_model, regions, labels, options):
+    model = make_model(label_smoothing=0.1, **options).train()
+    model(encoder_outputs=encoded(regions), labels=labels).loss.backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    model.zero_grad()
+    num_items = (labels != 0).sum()
+    for rows in (slice(0, 2), slice(2, 3)):
+        outputs = encoded(regions[rows])
+        model(encoder_outputs=outputs, labels=labels[rows], num_items_in_batch=num_items).loss.backward()
+    assert_close({name: p.grad for name, p in model.named_parameters() if p.grad is not None}, expected)
+
+
+@torch.no_grad()
+def test_label_smoothing_spreads_the_target_over_the_vocabulary(make_model, regions, labels):
+    model = make_model(label_smoothing=0.2).train()
+    outputs = model(encoder_outputs=encoded(regions), labels=labels, skip_logits=False)
+    losses = []
+    for row, caption in zip(outputs.logits, labels.tolist(), strict=True):
+        for scores, token in zip(row.log_softmax(dim=-1), caption, strict=True):
+            if token != 0:
+                losses.append(-0.8 * scores[token] - 0.2 * scores.mean())
+    assert_close(outputs.loss, torch.stack(losses).mean())
+
+
+@torch.no_grad()
+def test_doubly_stochastic_term_counts_the_words_of_a_caption_only(make_model, regions, labels):
+    plain = make_model(attention_type="additive").train()
+    model = make_model(attention_type="additive", attention_regularization=0.7).train()
+    outputs = model(encoder_outputs=encoded(regions), labels=labels)
+    words = model.prepare_decoder_input_ids_from_labels(labels)
+    (attentions,) = plain(
+        encoder_outputs=encoded(regions), decoder_input_ids=words, output_attentions=True
+    ).cross_attentions
+
+    penalty = 0.0
+    lengths = (labels != 0).sum(dim=1).tolist()
+    for caption, length in zip(attentions[:, 0], lengths, strict=True):
+        penalty += length * ((1 - caption[:length].sum(dim=0)) ** 2).mean()
+    expected = plain(encoder_outputs=encoded(regions), labels=labels).loss + 0.7 * penalty / sum(lengths)
+    assert_close(outputs.loss, expected)
+
+
+@torch.no_grad()
+def test_loss_in_evaluation_is_the_logarithm_of_the_perplexity(make_model, pixel_values, labels):
+    model = make_model(attention_type="additive", attention_regularization=1.0, label_smoothing=0.3)
+    outputs = model(pixel_values, labels=labels)
+    total, count = log_likelihood(outputs.logits, labels)
+    assert outputs.loss.item() == pytest.approx(-total / count, rel=1e-5)
+
+
+@torch.no_grad()
+def test_logits_are_left_out_in_training_only(tiny_model, pixel_values, labels):
+    assert tiny_model(pixel_values, labels=labels).logits is not None
+    assert tiny_model(pixel_values, labels=labels, skip_logits=True).logits is None
+    tiny_model.train()
+    assert tiny_model(pixel_values, labels=labels).logits is None
+    assert tiny_model(pixel_values, labels=labels, skip_logits=False).logits is not None
+    assert tiny_model(pixel_values, decoder_input_ids=labels).logits is not None
+
+
+# --- Gradients and training ------------------------------------------------------------------------------------------
+
+
+def test_gradients_are_those_of_finite_differences(make_model, decoder_options, regions, labels):
+    regularization = 0.5 if decoder_options["attention_type"] == "additive" else 0.0
+    model = make_model(label_smoothing=0.1, attention_regularization=regularization, **decoder_options)
+    model, regions = model.double().train(), regions[:, :4].double().requires_grad_()
+    parameters = [*model.model.decoder.parameters(), *model.lm_head.parameters()]
+    assert torch.autograd.gradcheck(
+        lambda regions, *_: model(encoder_outputs=encoded(regions), labels=labels).loss,
+        (regions, *parameters),
+        fast_mode=True,
+    )
+
+
+def test_every_parameter_learns(any_model, pixel_values, labels):
+    any_model.train()(pixel_values, labels=labels).loss.backward()
+    assert [name for name, p in any_model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"image_injection": "first_token"},
+        {"image_injection": "initial_state", "attention_type": "additive", "rnn_type": "gru"},
+    ],
+    ids=["lstm", "gru-attention"],
+)
+def test_ten_images_are_learned_by_heart(make_model, options):
+    model = make_model(hidden_size=32, initializer_range=0.1, **options).train()
+    pixel_values = torch.randn(10, 3, 32, 32)
+    labels = torch.randint(4, 20, (10, 6))
+    labels[:, -1] = 2
+    labels[:5, 3:] = torch.tensor([2, 0, 0])
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(120):
+        loss = model(pixel_values, labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.02
+
+    model.get_encoder().cnn.train()  # statistics of this one batch, as learned
+    model.model.decoder.eval()
+    captions = model.generate(pixel_values, max_new_tokens=6)[:, 1:]
+    assert torch.equal(captions, labels)
+
+
+def train_a_little(model: nn.Module, pixel_values: torch.Tensor, labels: torch.Tensor):
+    model.train()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(pixel_values, labels=labels).loss.backward()
+        optimizer.step()
+        model.eval()
+        with torch.no_grad():
+            model(pixel_values, labels=labels)
+        model.train()
+
+
+def snapshot(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def changed(before: dict[str, torch.Tensor], module: nn.Module) -> set[str]:
+    return {name for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
+
+
+def test_a_frozen_cnn_does_not_move_by_a_bit(tiny_model, pixel_values, labels):
+    cnn = tiny_model.get_encoder().cnn
+    tiny_model.freeze_encoder()
+    before, projection = snapshot(cnn), snapshot(tiny_model.get_encoder().projection)
+    train_a_little(tiny_model, pixel_values, labels)
+    assert changed(before, cnn) == set()
+    assert changed(projection, tiny_model.get_encoder().projection) == {"weight", "bias"}
+
+
+def test_a_cnn_from_scratch_learns_its_statistics(tiny_model, pixel_values, labels):
+    cnn = tiny_model.get_encoder().cnn
+    before = snapshot(cnn)
+    train_a_little(tiny_model, pixel_values, labels)
+    assert changed(before, cnn) == set(before)
+
+
+def test_a_finetuned_cnn_keeps_its_batch_norm(tiny_model, pixel_values, labels):
+    cnn = tiny_model.get_encoder().cnn
+    tiny_model.freeze_encoder()
+    tiny_model.train()
+    tiny_model.unfreeze_encoder()
+    before = snapshot(cnn)
+    train_a_little(tiny_model, pixel_values, labels)
+    moved = changed(before, cnn)
+    assert moved == {name for name in before if "normalization" not in name}
+    assert any("convolution" in name for name in moved)
+
+
+def test_a_frozen_cnn_gives_the_same_loss_in_training_and_evaluation(tiny_model, pixel_values, labels):
+    tiny_model.freeze_encoder()
+    assert torch.equal(tiny_model.train()(pixel_values, labels=labels).loss, tiny_model.eval()(pixel_values, labels=labels).loss)
+
+
+def test_a_frozen_cnn_keeps_no_activations(tiny_model, pixel_values):
+    encoder = tiny_model.train().get_encoder()
+    assert encoder.extract_image_features(pixel_values)[0].requires_grad
+    tiny_model.freeze_encoder()
+    assert not encoder.extract_image_features(pixel_values)[0].requires_grad
+    assert encoder(pixel_values).last_hidden_state.requires_grad  # the projection learns
+
+
+@pytest.mark.parametrize("attention_type", ["none", "additive"])
+def test_the_same_seed_is_the_same_run(make_model, pixel_values, labels, attention_type):
+    def run(seed):
+        model = make_model(attention_type=attention_type, num_hidden_layers=2, dropout=0.5, feature_dropout=0.2)
+        set_seed(seed)
+        train_a_little(model, pixel_values, labels)
+        return model
+
+    first = snapshot(run(1))
+    assert changed(first, run(1)) == set()
+    assert changed(first, run(2)) != set()
+
+
+def test_dropout_acts_in_training_only(make_model, pixel_values, labels):
+    for option in ("dropout", "embedding_dropout", "feature_dropout"):
+        model = make_model(**{option: 0.5})
+        model.freeze_encoder()
+        losses = [model(pixel_values, labels=labels).loss for _ in range(2)]
+        assert torch.equal(*losses)
+        losses = [model.train()(pixel_values, labels=labels).loss for _ in range(2)]
+        assert not torch.equal(*losses), option
+
+
+# --- Gradient checkpointing ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated")
+@pytest.mark.parametrize("reentrant", [False, True], ids=["non_reentrant", "reentrant"])
+@pytest.mark.parametrize("cnn", ["resnet", "convnext", "efficientnet", "mobilenet_v2", "bit"])
+def test_gradient_checkpointing_changes_only_the_memory(make_model, pixel_values, labels, cnn, reentrant):
+    def step(checkpointing):
+        model = make_model(encoder=TINY_CNNS[cnn].to_dict()).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+            assert model.is_gradient_checkpointing
+        block = next(m for m in model.get_encoder().cnn.modules() if isinstance(m, nn.ModuleList))[0]
+        convolution = next(m for m in block.modules() if isinstance(m, nn.Conv2d))
+        runs = []
+        convolution.register_forward_hook(lambda *_: runs.append(1))
+        set_seed(0)  # some CNNs drop whole paths
+        loss = model(pixel_values, labels=labels).loss
+        loss.backward()
+        return loss, {name: p.grad for name, p in model.named_parameters()}, snapshot(model), len(runs)
+
+    loss, gradients, state, runs = step(checkpointing=False)
+    checkpointed_loss, checkpointed_gradients, checkpointed_state, checkpointed_runs = step(checkpointing=True)
+    assert torch.equal(loss, checkpointed_loss)
+    assert_close(checkpointed_gradients, gradients)
+    assert_close(checkpointed_state, state, rtol=0, atol=0)  # the statistics of BatchNorm among them
+    assert (runs, checkpointed_runs) == (1, 2)
+
+
+def test_gradient_checkpointing_can_be_switched_off(tiny_model, pixel_values, labels):
+    tiny_model.train().activation_checkpointing_enable()
+    tiny_model.activation_checkpointing_disable()
+    runs = []
+    tiny_model.get_encoder().cnn.encoder.stages[0].register_forward_hook(lambda *_: runs.append(1))
+    tiny_model(pixel_values, labels=labels).loss.backward()
+    assert len(runs) == 1
+
+
+def test_gradient_checkpointing_leaves_the_cnn_as_it_was(tiny_model, pixel_values, labels):
+    tiny_model.train().activation_checkpointing_enable()
+    tiny_model(pixel_values, labels=labels).loss.backward()
+    cnn = tiny_model.get_encoder().cnn
+    assert all("forward" not in vars(module) for module in cnn.modules())
+    norms = [module for module in cnn.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert {(norm.momentum, int(norm.num_batches_tracked)) for norm in norms} == {(0.1, 1)}
+
+
+def test_gradient_checkpointing_of_a_frozen_cnn_computes_it_once(tiny_model, pixel_values, labels):
+    tiny_model.train().activation_checkpointing_enable()
+    tiny_model.freeze_encoder()
+    runs = []
+    tiny_model.get_encoder().cnn.encoder.stages[0].register_forward_hook(lambda *_: runs.append(1))
+    tiny_model(pixel_values, labels=labels).loss.backward()
+    assert len(runs) == 1
+
+
+# --- Initial weights, saving, loading --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rnn_type", list(RNN_CLASSES))
+def test_recurrent_weights_start_orthogonal_gate_by_gate(make_model, rnn_type):
+    model = make_model(rnn_type=rnn_type, num_hidden_layers=2)
+    for layer in model.model.decoder.layers:
+        for gate in layer.weight_hh_l0.split(14):
+            assert_close(gate @ gate.T, torch.eye(14))
+        bias = (layer.bias_ih_l0 + layer.bias_hh_l0).split(14)
+        for index, gate in enumerate(bias):
+            is_forget_gate = rnn_type == "lstm" and index == 1
+            assert_close(gate, torch.ones(14) if is_forget_gate else torch.zeros(14))
+
+
+@torch.no_grad()
+def test_saved_model_loads_bit_equal(any_model, pixel_values, labels, tmp_path):
+    expected = any_model(pixel_values, labels=labels)
+    any_model.save_pretrained(tmp_path)
+    loaded = CnnRnnForConditionalGeneration.from_pretrained(tmp_path)
+    assert not loaded.training
+    assert torch.equal(loaded(pixel_values, labels=labels).logits, expected.logits)
+    assert changed(snapshot(any_model), loaded) == set()
+    assert loaded.generation_config.to_dict() == any_model.generation_config.to_dict()
+
+
+def test_auto_classes_load_the_model(tiny_model, tmp_path):
+    tiny_model.save_pretrained(tmp_path)
+    assert type(AutoModelForImageTextToText.from_pretrained(tmp_path)) is CnnRnnForConditionalGeneration
+    base = AutoModel.from_pretrained(tmp_path)
+    assert type(base) is CnnRnnModel
+    assert changed(snapshot(tiny_model.model), base) == set()
+
+
+def test_tied_weights_are_one_tensor_and_saved_once(make_model, pixel_values, labels, tmp_path):
+    model = make_model(tie_word_embeddings=True, hidden_size=12)
+    model.save_pretrained(tmp_path)
+    with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
+        names = set(file.keys())
+    assert "model.decoder.embed_tokens.weight" in names
+    assert "lm_head.weight" not in names
+    loaded = CnnRnnForConditionalGeneration.from_pretrained(tmp_path)
+    for tied in (model, loaded):
+        assert tied.lm_head.weight is tied.model.decoder.embed_tokens.weight
+    assert torch.equal(loaded(pixel_values, labels=labels).logits, model(pixel_values, labels=labels).logits)
+
+
+def test_untied_weights_are_two_tensors(tiny_model):
+    assert tiny_model.lm_head.weight is not tiny_model.get_input_embeddings().weight
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("size", [25, 15])
+def test_resized_vocabulary_keeps_what_it_knew(make_model, pixel_values, tied, size):
+    model = make_model(tie_word_embeddings=tied, hidden_size=12)
+    words = torch.tensor([[1, 4, 9, 13]]).expand(3, -1)
+    expected = model(pixel_values, decoder_input_ids=words).logits
+    model.resize_token_embeddings(size, mean_resizing=False)
+    assert model.config.vocab_size == size
+    logits = model(pixel_values, decoder_input_ids=words).logits
+    assert logits.shape == (3, 4, size)
+    assert_close(logits[..., :15], expected[..., :15])
+    assert (model.lm_head.weight is model.get_input_embeddings().weight) == tied
+    assert model(pixel_values, labels=torch.full((3, 2), size - 1)).loss.isfinite()
+    assert model.generate(pixel_values, max_new_tokens=3).shape[0] == 3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+@pytest.mark.parametrize("attention_type", ["none", "additive"])
+def test_half_precision_loads_computes_and_writes(make_model, pixel_values, labels, tmp_path, attention_type, dtype):
+    model = make_model(attention_type=attention_type, initializer_range=0.1)
+    model.save_pretrained(tmp_path)
+    half = CnnRnnForConditionalGeneration.from_pretrained(tmp_path, dtype=dtype)
+    assert {p.dtype for p in half.parameters()} == {dtype}
+    expected, outputs = model(pixel_values, labels=labels), half(pixel_values, labels=labels)
+    assert outputs.loss.dtype == torch.float32
+    assert_close(outputs.logits.float(), expected.logits, rtol=0.05, atol=0.05)
+    assert half.generate(pixel_values, max_new_tokens=4, num_beams=2).shape[0] == 3
+
+
+@pytest.mark.parametrize("device_map", ["cpu", "auto"])
+def test_device_map_loads_the_model(tiny_model, pixel_values, labels, tmp_path, device_map):
+    pytest.importorskip("accelerate")
+    tiny_model.save_pretrained(tmp_path)
+    loaded = CnnRnnForConditionalGeneration.from_pretrained(tmp_path, device_map=device_map)
+    loss = loaded(pixel_values.to(loaded.device), labels=labels.to(loaded.device)).loss
+    assert_close(loss.cpu(), tiny_model(pixel_values, labels=labels).loss)
+
+
+@pytest.mark.parametrize("attention_type", ["none", "additive"])
+def test_compiled_forward_is_the_same(make_model, pixel_values, labels, attention_type):
+    model = make_model(attention_type=attention_type)
+    compiled = torch.compile(model, backend="eager")
+    with torch.no_grad():
+        outputs, expected = compiled(pixel_values, labels=labels), model(pixel_values, labels=labels)
+    assert_close(outputs.logits, expected.logits)
+    assert_close(outputs.loss, expected.loss)
+
+
+def test_autocast_trains(make_model, pixel_values, labels):
+    for attention_type in ("none", "additive"):
+        model = make_model(attention_type=attention_type).train()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = model(pixel_values, labels=labels).loss
+        loss.backward()
+        assert loss.dtype == torch.float32
+        assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+# --- CNNs ------------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("attention_type", ["none", "additive"])
+@pytest.mark.parametrize("cnn", list(TINY_CNNS))
+def test_any_cnn_of_transformers_can_see(make_model, pixel_values, labels, tmp_path, cnn, attention_type):
+    model = make_model(encoder=TINY_CNNS[cnn].to_dict(), attention_type=attention_type)
+    outputs = model(pixel_values, labels=labels, output_hidden_states=True)
+    assert outputs.loss.isfinite()
+    assert outputs.encoder_hidden_states is not None
+    model.save_pretrained(tmp_path)
+    loaded = CnnRnnForConditionalGeneration.from_pretrained(tmp_path)
+    assert torch.equal(loaded(pixel_values, labels=labels).logits, outputs.logits)
+    assert torch.equal(loaded.generate(pixel_values), model.generate(pixel_values))
+
+
+@torch.no_grad()
+def test_a_cnn_of_timm_can_see(make_model, pixel_values, labels):
+    try:
+        import timm  # noqa: F401
+    except Exception as error:  # a torchvision that does not fit its torch raises RuntimeError
+        pytest.skip(f"timm cannot be imported: {error}")
+    model = make_model(encoder={"model_type": "timm_wrapper", "architecture": "test_vit"})
+    assert model(pixel_values, labels=labels).loss.isfinite()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("layer", "index"), [(-1, -1), (-2, 1), (0, 0), (2, 2)])
+def test_vision_feature_layer_chooses_what_is_looked_at(make_model, pixel_values, layer, index):
+    model = make_model(vision_feature_layer=layer, attention_type="additive")
+    encoder = model.get_encoder()
+    expected = encoder.cnn(pixel_values, output_hidden_states=True).hidden_states[index]
+    features, _ = encoder.extract_image_features(pixel_values)
+    assert torch.equal(features, expected.flatten(2).transpose(1, 2))
+    assert encoder(pixel_values).last_hidden_state.shape == (3, expected[0, 0].numel(), 12)
+
+
+@pytest.mark.parametrize("head", [ResNetModel, ResNetForImageClassification])
+def test_from_encoder_pretrained_takes_the_weights_of_the_cnn(
+    tiny_encoder_config, tiny_tokenizer, pixel_values, labels, tmp_path, head
+):
+    checkpoint = head(tiny_encoder_config)
+    for module in checkpoint.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()  # statistics are weights too
+    checkpoint.save_pretrained(tmp_path)
+    model = CnnRnnForConditionalGeneration.from_encoder_pretrained(
+        str(tmp_path), tokenizer=tiny_tokenizer, rnn_type="gru", hidden_size=14, embedding_size=12
+    )
+    assert changed(snapshot(getattr(checkpoint, "resnet", checkpoint)), model.get_encoder().cnn) == set()
+    assert model.config.vocab_size == len(tiny_tokenizer)
+    assert model.config.rnn_type == "gru"
+    assert (model.config.bos_token_id, model.config.eos_token_id) == (1, 2)
+    assert not model.training
+    assert model(pixel_values, labels=labels).loss.isfinite()
+    model.save_pretrained(tmp_path / "captioner")
+    loaded = CnnRnnForConditionalGeneration.from_pretrained(tmp_path / "captioner")
+    assert changed(snapshot(model), loaded) == set()
+
+
+def test_from_encoder_pretrained_lets_options_win_over_the_tokenizer(tiny_encoder_config, tiny_tokenizer, tmp_path):
+    ResNetModel(tiny_encoder_config).save_pretrained(tmp_path)
+    model = CnnRnnForConditionalGeneration.from_encoder_pretrained(tmp_path, tokenizer=tiny_tokenizer, vocab_size=64)
+    assert model.lm_head.out_features == 64
+
+
+# --- Bad input -------------------------------------------------------------------------------------------------------
+
+
+def test_an_empty_batch_is_refused(tiny_model):
+    with pytest.raises(ValueError, match="`pixel_values` is an empty batch"):
+        tiny_model.generate(torch.zeros(0, 3, 32, 32))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_pixels_that_are_not_finite_are_refused(tiny_model, pixel_values, value):
+    pixel_values[1, 0, 3, 3] = value
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        tiny_model.generate(pixel_values)
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 32, 32), (3, 4, 32, 32), (3, 32, 32), (3, 32, 32, 3)])
+def test_images_of_another_shape_are_refused(tiny_model, shape):
+    with pytest.raises(ValueError, match=r"`pixel_values` has shape .*: pass \(batch_size, 3, height, width\)"):
+        tiny_model.generate(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("token", [20, -3])
+def test_words_outside_the_vocabulary_are_refused(tiny_model, pixel_values, labels, token):
+    wrong = labels.clone()
+    wrong[0, 1] = token
+    with pytest.raises(ValueError, match=rf"token {token}, outside the vocabulary of 20"):
+        tiny_model(pixel_values, decoder_input_ids=wrong)
+    with pytest.raises(ValueError, match=rf"token {token}, outside the vocabulary of 20"):
+        tiny_model(pixel_values, labels=wrong)
+
+
+def test_a_last_label_outside_the_vocabulary_is_refused(tiny_model, pixel_values, labels):
+    labels[0, -1] = 20  # the only place that is never read
+    with pytest.raises(ValueError, match="token 20, outside the vocabulary of 20"):
+        tiny_model(pixel_values, labels=labels)
+
+
+def test_more_captions_than_images_are_refused(tiny_model, pixel_values, labels):
+    with pytest.raises(ValueError, match="3 images were given with 6 captions"):
+        tiny_model(pixel_values, labels=labels.repeat(2, 1))
+    with pytest.raises(ValueError, match="2 images were given with 3 captions"):
+        tiny_model(pixel_values[:2], labels=labels[:, None])
+
+
+@pytest.mark.parametrize("nothing", [0, -100])
+def test_labels_without_a_word_are_refused(tiny_model, pixel_values, nothing):
+    with pytest.raises(ValueError, match="hold no word to learn"):
+        tiny_model(pixel_values, labels=torch.full((3, 4), nothing))
+
+
+def test_an_image_is_given_in_one_way(tiny_model, pixel_values, labels):
+    features, _ = tiny_model.get_encoder().extract_image_features(pixel_values)
+    for inputs in ({}, {"pixel_values": pixel_values, "image_features": features}):
+        with pytest.raises(ValueError, match="either `pixel_values` or `image_features`"):
+            tiny_model(**inputs, labels=labels)
+
+
+def test_words_are_given_in_one_way(tiny_model, pixel_values):
+    words = torch.tensor([[1, 4]]).expand(3, -1)
+    embeddings = tiny_model.get_input_embeddings()(words)
+    for inputs in ({}, {"decoder_input_ids": words, "decoder_inputs_embeds": embeddings}):
+        with pytest.raises(ValueError, match="either `decoder_input_ids` or `decoder_inputs_embeds`"):
+            tiny_model(pixel_values, **inputs)
+
+
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, image_size=32),
+        SwinConfig(embed_dim=8, depths=[1], num_heads=[2], image_size=32),
+        BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, vocab_size=30),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_an_encoder_that_is_no_cnn_is_refused(encoder):
+    with pytest.raises(ValueError, match=f"'{encoder.model_type}'.*pass a CNN"):
+        CnnRnnForConditionalGeneration(CnnRnnConfig(encoder=encoder))
+
+
+@pytest.mark.parametrize("layer", [3, -4])
+def test_a_layer_that_the_cnn_does_not_have_is_refused(make_model, layer):
+    with pytest.raises(ValueError, match=f"`vision_feature_layer` is {layer} but the CNN has 3 hidden states"):
+        make_model(vision_feature_layer=layer)
