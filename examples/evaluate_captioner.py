@@ -25,7 +25,7 @@ import transformers
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from modeling_cnnrnn import CnnRnnForConditionalGeneration, CnnRnnProcessor
+from modeling_cnnrnn import CnnRnnForConditionalGeneration, CnnRnnProcessor, __version__
 from modeling_cnnrnn.data.loading import load_caption_dataset
 from modeling_cnnrnn.training.arguments import parse_arguments
 from modeling_cnnrnn.training.batching import CaptionDataset, load_stored_image
@@ -109,9 +109,7 @@ def main():
     stored: dict = {}
     if args.features_cache_dir is not None:
         with accelerator.main_process_first():
-            features, broken = compute_image_features(
-                model, processor, rows, args.features_cache_dir, args.per_device_eval_batch_size
-            )
+            features, broken = compute_image_features(model, processor, rows, args.features_cache_dir)
         stored = {"image_features": features, "broken": broken}
     dataset = CaptionDataset(rows, processor, max(len(captions) for captions in references), **stored)
 
@@ -151,7 +149,7 @@ def main():
         "broken_images": broken,
         "tokenizer_of_the_metrics": "PTB, as coco-caption",
         "command": " ".join(["python", *sys.argv]),
-        "versions": {name: version(name) for name in ("modeling-cnnrnn", "transformers", "torch", "datasets")},
+        "versions": {"modeling_cnnrnn": __version__} | {name: version(name) for name in ("transformers", "torch", "datasets")},
         "hardware": f"{platform.machine()}, {accelerator.num_processes} x {accelerator.device.type}, "
         f"{torch.get_num_threads()} threads",
     }

@@ -251,9 +251,7 @@ def main():
         cache_dir = data_args.features_cache_dir or output_dir / "image_features"
         for name, rows in (("train", train_rows), ("eval", eval_rows)):
             with accelerator.main_process_first():
-                features, broken = compute_image_features(
-                    model, processor, rows, cache_dir, args.per_device_eval_batch_size
-                )
+                features, broken = compute_image_features(model, processor, rows, cache_dir)
             stored[name] = {"image_features": features, "broken": broken}
     options = {"preload": data_args.preload_images, "seed": args.seed, "max_length": data_args.max_caption_length}
     train_dataset = CaptionDataset(

@@ -1,10 +1,12 @@
 """CNN+RNN image captioning for the Hugging Face ecosystem."""
 
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_cnnrnn import CnnRnnConfig
 from .data.tokenizer import build_tokenizer
 from .modeling_cnnrnn import CnnRnnForConditionalGeneration, CnnRnnModel, CnnRnnPreTrainedModel
+from .pipeline_cnnrnn import ImageToTextPipeline, pipeline
 from .processing_cnnrnn import CnnRnnProcessor, load_rgb
 from .recurrence_cnnrnn import CnnRnnCache
 
@@ -18,6 +20,9 @@ AutoProcessor.register(CnnRnnConfig, CnnRnnProcessor, exist_ok=True)
 CnnRnnConfig.register_for_auto_class()
 CnnRnnForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
 CnnRnnProcessor.register_for_auto_class()
+PIPELINE_REGISTRY.register_pipeline(
+    "image-captioning", pipeline_class=ImageToTextPipeline, pt_model=AutoModelForImageTextToText, type="multimodal"
+)
 
 __all__ = [
     "CnnRnnCache",
@@ -26,6 +31,8 @@ __all__ = [
     "CnnRnnModel",
     "CnnRnnPreTrainedModel",
     "CnnRnnProcessor",
+    "ImageToTextPipeline",
     "build_tokenizer",
     "load_rgb",
+    "pipeline",
 ]

@@ -47,6 +47,13 @@ class CnnRnnPreTrainedModel(PreTrainedModel):
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _is_stateful = True  # a recurrent state cannot be rolled back: no assisted generation
 
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As in transformers, but what is loaded computes what was saved to the last bit, also on a CPU."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        _align_weights(loaded[0] if isinstance(loaded, tuple) else loaded)
+        return loaded
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
@@ -78,6 +85,13 @@ class CnnRnnPreTrainedModel(PreTrainedModel):
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.requires_grad_(False)
         encoder.train(encoder.training)
+
+
+def _align_weights(model: nn.Module):
+    """A file's tensors lie at any address; matrix products on a CPU round otherwise there than where torch puts them."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if type(tensor.data) is torch.Tensor and tensor.device.type == "cpu" and tensor.data_ptr() % 64 != 0:
+            tensor.data = tensor.data.clone()
 
 
 class CnnRnnEncoder(CnnRnnPreTrainedModel):
@@ -130,9 +144,9 @@ class CnnRnnEncoder(CnnRnnPreTrainedModel):
         if not any(parameter.requires_grad for parameter in self.cnn.parameters()):
             self.cnn.eval()
         for module in self.cnn.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                if not any(parameter.requires_grad for parameter in module.parameters()):
-                    module.eval()
+            is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+            if is_norm and not any(parameter.requires_grad for parameter in module.parameters()):
+                module.eval()
         return self
 
     def extract_image_features(
@@ -586,6 +600,7 @@ class CnnRnnForConditionalGeneration(CnnRnnPreTrainedModel, GenerationMixin):
         model = cls(CnnRnnConfig(encoder=encoder_config, **decoder_kwargs))
         encoder = model.model.encoder
         encoder.cnn = AutoModel.from_pretrained(pretrained_model_name_or_path, **encoder_kwargs)
+        _align_weights(encoder.cnn)
         encoder.train(model.training)
         model.config.encoder.dtype = None  # the captioner has one dtype, its own
         return model.eval()
@@ -620,6 +635,20 @@ class CnnRnnForConditionalGeneration(CnnRnnPreTrainedModel, GenerationMixin):
             has_default_max_length |= generation_config.max_length == self.generation_config.max_length
         return super()._prepare_generated_length(generation_config, has_default_max_length, **kwargs)
 
+    def _prepare_model_inputs(self, inputs, bos_token_id, model_kwargs):
+        encoder_outputs, image_features = model_kwargs.get("encoder_outputs"), model_kwargs.get("image_features")
+        if encoder_outputs is not None:
+            # `generate` repeats them for its beams in place: those of the caller stay as they are
+            is_tuple = isinstance(encoder_outputs, (tuple, list))
+            model_kwargs["encoder_outputs"] = (
+                BaseModelOutput(*encoder_outputs) if is_tuple else BaseModelOutput(**encoder_outputs)
+            )
+        elif inputs is None and model_kwargs.get("pixel_values") is None:
+            if image_features is None:
+                raise ValueError("Pass `pixel_values`, `image_features` or `encoder_outputs`: it describes an image.")
+            return model_kwargs.pop("image_features"), "image_features", model_kwargs
+        return super()._prepare_model_inputs(inputs, bos_token_id, model_kwargs)
+
     def _prepare_decoder_input_ids_for_generation(self, *args, **kwargs):
         # the mask that a tokenizer returns belongs to the prompt, which the decoder reads
         model_kwargs = kwargs["model_kwargs"] if "model_kwargs" in kwargs else args[2]
@@ -627,15 +656,6 @@ class CnnRnnForConditionalGeneration(CnnRnnPreTrainedModel, GenerationMixin):
         if attention_mask is not None and ("input_ids" in model_kwargs or "decoder_input_ids" in model_kwargs):
             model_kwargs.setdefault("decoder_attention_mask", attention_mask)
         return super()._prepare_decoder_input_ids_for_generation(*args, **kwargs)
-
-    def _expand_inputs_for_generation(self, *args, **kwargs):
-        if kwargs.get("encoder_outputs") is not None:
-            # `generate` repeats them for its beams in place: those of the caller stay as they are
-            outputs = kwargs["encoder_outputs"]
-            kwargs["encoder_outputs"] = (
-                BaseModelOutput(**outputs) if isinstance(outputs, BaseModelOutput) else BaseModelOutput(*outputs)
-            )
-        return super()._expand_inputs_for_generation(*args, **kwargs)
 
     def prepare_inputs_for_generation(self, input_ids, past_key_values=None, attention_mask=None, **kwargs):
         # `attention_mask` is in the signature so that `generate` takes it; it has become the decoder's mask above

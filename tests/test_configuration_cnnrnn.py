@@ -38,7 +38,7 @@ def test_saved_configuration_loads_equal(make_config, tmp_path):
     )
     config.save_pretrained(tmp_path)
     for loaded in (CnnRnnConfig.from_pretrained(tmp_path), AutoConfig.from_pretrained(tmp_path)):
-        assert loaded.to_dict() == config.to_dict()
+        assert loaded.to_json_string() == config.to_json_string()
         assert type(loaded.encoder) is ResNetConfig
 
 

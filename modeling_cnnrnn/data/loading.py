@@ -4,19 +4,15 @@ Any captioning dataset, by name: every layout becomes rows of `image`, `captions
 Images are not decoded here. Rows that carry one caption each are grouped, so that a row is an image.
 """
 
-import json
 import logging
 import os
 import random
-import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from itertools import chain
-from pathlib import Path
-from typing import Any, TypeAlias
-from urllib.parse import unquote, urlsplit
+from typing import Any
 
 import datasets
 import fsspec
@@ -24,12 +20,11 @@ from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from PIL import Image
 
 from modeling_cnnrnn.data.columns import CaptionColumns, listed
+from modeling_cnnrnn.data.sources import ImageFiles, Rows, local_folder, read_splits, split_names
 from modeling_cnnrnn.processing_cnnrnn import load_rgb
 
 
 logger = logging.getLogger(__name__)
-
-Rows: TypeAlias = Dataset | IterableDataset
 
 FEATURES = datasets.Features(
     {
@@ -42,7 +37,6 @@ FEATURES = datasets.Features(
 SCENE = "scene"
 # other names of the splits; Karpathy's `restval` are the images of COCO's validation set that all papers train on
 SPLITS = {"restval": "train", "val": "validation", "valid": "validation", "dev": "validation"}
-BUILDERS = {".arrow": "arrow", ".csv": "csv", ".parquet": "parquet", ".tar": "webdataset", ".tsv": "csv", ".txt": "csv"}
 
 
 def load_caption_dataset(
@@ -78,23 +72,23 @@ def load_caption_dataset(
         caption_column: column or columns of captions: a name, names separated by commas, or a pattern (`caption_*`).
         image_id_column: column that tells one image from another. Rows of one image are grouped by it.
         split_column: column that tells the split of each row, for datasets that keep all rows in one.
-        streaming: read while iterating. Images come undecoded as `{"bytes", "path"}` (see [`decode_image`]), and rows
-            are not grouped.
+        streaming: read while iterating. Images come undecoded as `{"bytes", "path"}` (see [`decode_image`]), rows are
+            not grouped, and where `image_id` is the row number it depends on the order of reading.
 
     Returns:
         The splits, with the columns `image`, `captions` (a list), `image_id` (a string) and, if there is one, `scene`.
         `val`, `valid` and `dev` are called `validation`; `restval` is a part of `train`.
     """
-    is_several = "," in dataset_name and not Path(dataset_name).exists()
     columns = {"image_column": image_column, "caption_column": caption_column, "image_id_column": image_id_column}
     loaded: dict[str, Rows] = {}
-    for name in dataset_name.split(",") if is_several else [dataset_name]:
+    for name in split_names(dataset_name):
         try:
-            raw = _read_splits(name, dataset_config_name, dataset_revision, data_dir, streaming, cache_dir)
-            layout = _find_layout(raw, columns, split_column, image_dir or _local_folder(name, data_dir))
+            raw = read_splits(name, dataset_config_name, dataset_revision, data_dir, streaming, cache_dir)
+            layout = _find_layout(raw, columns, split_column, image_dir or local_folder(name, data_dir))
             splits = _standardize(name, raw, layout)
         except (OSError, ValueError) as error:
-            raise ValueError(f"The dataset `{name}` cannot be used: {error}") from error
+            reason = " ".join(str(error).split())
+            raise ValueError(f"The dataset `{name}` cannot be used: {reason}") from error
         if twice := loaded.keys() & splits.keys():
             raise ValueError(f"Several of `{dataset_name}` have the split `{min(twice)}`: name one of them only.")
         loaded |= splits
@@ -103,14 +97,23 @@ def load_caption_dataset(
 
 def references_by_image(dataset: Rows) -> dict[str, list[str]]:
     """The captions of every image, in the order of the images. No image is decoded."""
+    rows: Iterable[tuple[str, list[str]]]
+    if isinstance(dataset, Dataset):
+        rows = zip(dataset["image_id"][:], dataset["captions"][:], strict=True)
+    else:
+        rows = ((row["image_id"], row["captions"]) for row in dataset.select_columns(["image_id", "captions"]))
     captions = defaultdict(list)
-    for row in dataset.select_columns(["image_id", "captions"]):
-        captions[row["image_id"]].append(row["captions"])
+    for image_id, texts in rows:
+        captions[image_id].append(texts)
     return {image_id: _merge(lists) for image_id, lists in captions.items()}
 
 
 def group_by_image(dataset: Dataset) -> Dataset:
-    """One row per image with all its captions, where rows carried one caption each. No image is decoded or copied."""
+    """
+    One row per image with all its captions, where rows carried one caption each. No image is decoded.
+
+    [`load_caption_dataset`] has done it already; a dataset that is in order comes back as it is.
+    """
     image_ids = dataset["image_id"][:]
     first: dict[str, int] = {}
     for index, image_id in enumerate(image_ids):
@@ -171,10 +174,11 @@ def check_images(dataset: Dataset, num_proc: int | None = None) -> tuple[Dataset
         remove_columns=undecoded.column_names,
         # a file may have been mended or broken since
         load_from_cache_file=False,
+        keep_in_memory=True,
         num_proc=num_proc,
         desc="Checking images",
     )["reason"][:]
-    broken = [(image_id, reason) for image_id, reason in zip(dataset["image_id"], reasons, strict=True) if reason]
+    broken = [(image_id, reason) for image_id, reason in zip(dataset["image_id"][:], reasons, strict=True) if reason]
     if not broken:
         return dataset, broken
     return dataset.select([index for index, reason in enumerate(reasons) if not reason]), broken
@@ -206,154 +210,6 @@ def _read_bytes(image: Mapping[str, Any]) -> bytes:
         return file.read()
 
 
-class _ImageFiles:
-    """The files below a folder, found by names, paths or URLs that were written on another machine."""
-
-    def __init__(self, folder: str):
-        self.folder = folder
-
-    def find(self, name: str) -> str | None:
-        """The file whose path agrees with `name` from the end on, the longer the better."""
-        if os.path.isfile(path := os.path.join(self.folder, name)):
-            return path
-        tail = self._parts(urlsplit(unquote(name)).path if "://" in name else name)
-        candidates = self._by_name.get(tail[-1], []) if tail else []
-        agreement = {path: _common_tail(self._parts(path), tail) for path in candidates}
-        best = [path for path in candidates if agreement[path] == max(agreement.values())]
-        if len(best) > 1:
-            raise ValueError(f"`{name}` may be `{best[0]}` or `{best[1]}`: keep one of them in `image_dir`.")
-        return best[0] if best else None
-
-    @cached_property
-    def _by_name(self) -> dict[str, list[str]]:
-        paths = defaultdict(list)
-        for folder, _, names in os.walk(self.folder):
-            for name in names:
-                paths[name].append(os.path.join(folder, name))
-        return dict(paths)
-
-    @staticmethod
-    def _parts(path: str) -> list[str]:
-        return [part for part in re.split(r"[/\\]", path) if part not in ("", ".", "..")]
-
-
-def _common_tail(parts: list[str], others: list[str]) -> int:
-    pairs = zip(reversed(parts), reversed(others), strict=False)
-    return next((length for length, (a, b) in enumerate(pairs) if a != b), min(len(parts), len(others)))
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Reading: a name -> splits as they are
-# --------------------------------------------------------------------------------------------------------------------
-
-
-def _read_splits(
-    name: str, config: str | None, revision: str | None, data_dir: str | None, streaming: bool, cache_dir: str | None
-) -> dict[str, Rows]:
-    path = Path(name).expanduser()
-    if name == "shapes":
-        from modeling_cnnrnn.data.shapes import build_shapes
-
-        splits = build_shapes()
-    elif path.suffix in (".json", ".jsonl"):
-        splits = _read_json(path)
-    elif (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        splits = datasets.load_from_disk(str(path))
-    else:
-        return _load_dataset(name, path, config, revision, data_dir, streaming, cache_dir)
-    splits = dict(splits) if isinstance(splits, dict) else {str(splits.split or "train"): splits}
-    return {split: rows.to_iterable_dataset() for split, rows in splits.items()} if streaming else splits
-
-
-def _load_dataset(
-    name: str,
-    path: Path,
-    config: str | None,
-    revision: str | None,
-    data_dir: str | None,
-    streaming: bool,
-    cache_dir: str | None,
-) -> dict[str, Rows]:
-    """`datasets.load_dataset`, with one sentence for what goes wrong."""
-    options: dict[str, Any] = {"name": config, "data_dir": data_dir, "streaming": streaming, "cache_dir": cache_dir}
-    if path.suffix in BUILDERS:
-        options |= {"path": BUILDERS[path.suffix], "data_files": {_split_in_name(path.name): str(path)}}
-        if path.suffix == ".tsv":
-            options["sep"] = "\t"
-    elif path.is_dir():
-        if not any(path.iterdir()):
-            raise ValueError("the folder is empty.")
-        options["path"] = str(path)
-    elif re.match(r"[./~]", name) or name.count("/") > 1:
-        raise ValueError("there is no such file or folder.")
-    else:
-        repository, _, its_revision = name.partition("@")
-        options |= {"path": repository, "revision": its_revision or revision}
-    try:
-        return dict(datasets.load_dataset(**options))
-    except Exception as error:  # what comes out of `datasets` depends on the format and on where reading stops
-        cause = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else None
-        reason = " ".join(str(cause or error).split()) or type(error).__name__
-        if "scripts are no longer supported" in reason:
-            reason += "; the Hub's own conversion may be there, as revision `refs/convert/parquet`."
-        elif isinstance(error, datasets.exceptions.DatasetNotFoundError) and "@" not in name:
-            reason += " There is no folder of this name either."
-        raise ValueError(reason) from error
-
-
-def _read_json(path: Path) -> Dataset | dict[str, Dataset]:
-    """COCO's `captions_*.json`, Karpathy's `dataset_*.json`, a list of records, or a record a line."""
-    if not path.is_file():
-        raise ValueError("there is no such file.")
-    text = path.read_text(encoding="utf-8")
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError:
-        try:
-            content = [json.loads(line) for line in text.splitlines() if line.strip()]
-        except json.JSONDecodeError as error:
-            raise ValueError(f"the file is not JSON: {error}.") from error
-    split = _split_in_name(path.name)
-    if isinstance(content, list) and content and all(isinstance(record, dict) for record in content):
-        return {split: Dataset.from_list(content)}
-    if not isinstance(content, dict) or "images" not in content:
-        shown = ", ".join(content) if isinstance(content, dict) else type(content).__name__
-        raise ValueError(f"the file is neither of COCO's format, nor a Karpathy split, nor records, but holds {shown}.")
-    try:
-        if "annotations" in content:
-            captions = defaultdict(list)
-            for annotation in content["annotations"]:
-                captions[annotation["image_id"]].append(annotation["caption"])
-            rows = [
-                {"file_name": image["file_name"], "captions": captions[image["id"]], "image_id": str(image["id"])}
-                for image in content["images"]
-            ]
-            return {split: Dataset.from_list(rows)}
-        by_split = defaultdict(list)
-        for image in content["images"]:
-            row = {
-                "file_name": os.path.join(image.get("filepath", ""), image["filename"]),
-                "captions": [sentence["raw"] for sentence in image["sentences"]],
-                "image_id": str(image.get("cocoid", image.get("imgid", image["filename"]))),
-            }
-            by_split[image["split"]].append(row)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"an entry of the file lacks {error}; its parts are {', '.join(content)}.") from error
-    return {name: Dataset.from_list(rows) for name, rows in by_split.items()}
-
-
-def _split_in_name(name: str) -> str:
-    found = re.search(r"(?<![a-z])(train|val|valid|validation|dev|test)(?![a-z])", name.lower())
-    return found[0] if found else "train"
-
-
-def _local_folder(name: str, data_dir: str | None) -> str | None:
-    path = Path(name).expanduser()
-    if path.is_file():
-        return str(path.parent)
-    return str(path) if path.is_dir() else data_dir
-
-
 # --------------------------------------------------------------------------------------------------------------------
 # Mapping: splits as they are -> rows of image, captions, image_id
 # --------------------------------------------------------------------------------------------------------------------
@@ -362,7 +218,7 @@ def _local_folder(name: str, data_dir: str | None) -> str | None:
 @dataclass(frozen=True)
 class _Layout:
     columns: CaptionColumns
-    files: _ImageFiles | None
+    files: ImageFiles | None
     split_column: str | None
 
 
@@ -380,7 +236,7 @@ def _find_layout(
     elif not os.path.isdir(folder):
         raise ValueError(f"`image_dir` is `{folder}`, and there is no such folder.")
     else:
-        files = _ImageFiles(folder)
+        files = ImageFiles(folder)
     if split_column is None:
         split_column = _guess_split_column(raw)
     elif split_column not in features:
@@ -415,7 +271,8 @@ def _standardize(name: str, raw: Mapping[str, Rows], layout: _Layout) -> dict[st
         elif len(rows):
             splits |= _standardize_rows(rows, split, layout)
     if not splits:
-        raise ValueError(f"no row has both an image and a caption ({layout.columns}).")
+        folder = f" in `{layout.files.folder}`" if layout.files else ""
+        raise ValueError(f"no row has both a caption and an image{folder}; taken were: {layout.columns}.")
     sizes = [f"{split} ({len(rows)} images)" if isinstance(rows, Dataset) else split for split, rows in splits.items()]
     logger.info("`%s`: %s; %s.", name, layout.columns, ", ".join(sizes))
     return splits
@@ -431,7 +288,7 @@ def _standardize_rows(rows: Dataset, split: str, layout: _Layout) -> dict[str, R
         images = images if columns.image == "image" else images.rename_column(columns.image, "image")
         images = images.cast_column("image", FEATURES["image"])
     table = rows.select_columns(sources).map(
-        partial(_read_rows, layout=layout, names=images and _file_names(images)),
+        partial(_read_rows, layout=layout, names=None if images is None else _file_names(images)),
         batched=True,
         with_indices=True,
         remove_columns=[name for name in sources if name not in kept],
@@ -440,19 +297,21 @@ def _standardize_rows(rows: Dataset, split: str, layout: _Layout) -> dict[str, R
             | {"num_empty": datasets.Value("int64"), "missing": datasets.Value("string")}
             | {name: rows.features[name] for name in kept}
         ),
-        # neither this code nor the files in `image_dir` are known to the cache
+        # a cache would know neither of changes in `image_dir` nor of those in this code
         load_from_cache_file=False,
+        keep_in_memory=True,
         desc=" ".join(["Reading captions", split]).strip(),
     )
+    num_empty = sum(table["num_empty"][:])
     table = group_by_image(table if images is None else _beside(images, table))
-    _warn(table, split, layout)
-    usable = [index for index, captions in enumerate(table["captions"]) if captions]
+    _warn(table, split or "the dataset", num_empty, layout)
+    usable = [index for index, captions in enumerate(table["captions"][:]) if captions]
     table = table if len(usable) == len(table) else table.select(usable)
     names = [*FEATURES, *([SCENE] if SCENE in kept else [])]
     if layout.split_column is None:
         return {split: table.select_columns(names)} if usable else {}
     by_split = defaultdict(list)
-    for index, value in enumerate(table[layout.split_column]):
+    for index, value in enumerate(table[layout.split_column][:]):
         by_split[SPLITS.get(value, value)].append(index)
     return {value: table.select_columns(names).select(indices) for value, indices in by_split.items()}
 
@@ -482,17 +341,18 @@ def _read_row(row: Mapping[str, Any], default_id: str, layout: _Layout) -> dict[
     return read
 
 
-def _warn(table: Dataset, split: str, layout: _Layout) -> None:
+def _warn(table: Dataset, split: str, num_empty: int, layout: _Layout) -> None:
     """Count and name what is left out."""
-    where = f" of {split}" if split else ""
-    if num_empty := sum(table["num_empty"]):
-        logger.warning("%d empty captions%s are left out.", num_empty, where)
-    if missing := [name for name in table["missing"] if name]:
-        folder = layout.files and layout.files.folder
-        logger.warning("%d images%s are left out, not found in `%s`: %s.", len(missing), where, folder, _some(missing))
-    columns = zip(table["image_id"], table["captions"], table["missing"], strict=True)
-    if bare := [image_id for image_id, captions, missing_name in columns if not captions and not missing_name]:
-        logger.warning("%d images%s are left out, without a caption: %s.", len(bare), where, _some(bare))
+    if num_empty:
+        logger.warning("Left out of %s: empty captions (%d).", split, num_empty)
+    rows = list(zip(table["image_id"][:], table["captions"][:], table["missing"][:], strict=True))
+    if layout.files is not None and (missing := [name for _, _, name in rows if name]):
+        folder = layout.files.folder
+        logger.warning(
+            "Left out of %s: images not found in `%s` (%d): %s.", split, folder, len(missing), _some(missing)
+        )
+    if bare := [image_id for image_id, captions, name in rows if not captions and not name]:
+        logger.warning("Left out of %s: images without a caption (%d): %s.", split, len(bare), _some(bare))
 
 
 def _some(names: list[str], number: int = 10) -> str:
@@ -502,18 +362,16 @@ def _some(names: list[str], number: int = 10) -> str:
 
 def _file_names(images: Dataset) -> list[str] | None:
     """Paths below their common folder, where images are files and not a part of the table."""
-    table = images.cast_column("image", datasets.Image(decode=False)).flatten()
-    if table.data["image.bytes"].null_count < len(table) or table.data["image.path"].null_count:
+    contents, files = images.data.column("image").flatten()
+    if contents.null_count < len(images) or files.null_count:
         return None
-    paths = table["image.path"][:]
+    paths = files.to_pylist()
     folder = os.path.commonpath([os.path.dirname(path) for path in paths])
     return [os.path.relpath(path, folder) for path in paths]
 
 
 def _standardize_stream(rows: IterableDataset, split: str, layout: _Layout) -> dict[str, Rows]:
     features = _features(rows)
-    # what is decoded before it is mapped would be encoded and decoded again
-    rows = rows if rows.features is None else rows.decode(False)
     streams = {split: rows}
     if layout.split_column is not None:  # the names in a stream are known at its end only
         names = {split: {split} for split in ("train", "validation", "test")}
@@ -534,8 +392,8 @@ def _read_streamed_row(row: Mapping[str, Any], index: int, layout: _Layout) -> d
     image: Any = row[layout.columns.image] if layout.columns.embedded else None
     if isinstance(image, bytes):
         image = {"bytes": image, "path": None}
-    is_file = image is not None and image["bytes"] is None
-    read = _read_row(row, os.path.basename(image["path"]) if is_file else str(index), layout)
+    file = image["path"] if image is not None and image["bytes"] is None else None
+    read = _read_row(row, os.path.basename(file) if file else str(index), layout)
     if layout.files is None:
         read["image"] = image
     elif read["image"] is not None:
@@ -547,7 +405,7 @@ def _read_streamed_row(row: Mapping[str, Any], index: int, layout: _Layout) -> d
 
 
 def _has_captions(row: Mapping[str, Any]) -> bool:
-    return len(row["captions"]) > 0
+    return bool(row["captions"])
 
 
 def _is_in(column: str, values: set[str], row: Mapping[str, Any]) -> bool:

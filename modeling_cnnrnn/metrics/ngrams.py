@@ -5,6 +5,7 @@ integers, the index of its first n - 1 words among the (n - 1)-grams and its las
 vocabulary of any size are counted exactly.
 """
 
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,8 +15,6 @@ import numpy as np
 
 
 Caption = str | Sequence[int] | np.ndarray
-
-_SEPARATOR = "\0"  # between captions, while they are numbered
 
 MAX_N = 4  # BLEU and CIDEr count n-grams of one to four words
 
@@ -36,53 +35,55 @@ class EncodedCaptions:
     def __add__(self, other: "EncodedCaptions") -> "EncodedCaptions":
         return EncodedCaptions(np.append(self.words, other.words), np.append(self.lengths, other.lengths))
 
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """Place of the first word of each caption, `(num_captions,)`."""
+        return np.cumsum(self.lengths) - self.lengths
+
     def take(self, captions: np.ndarray) -> "EncodedCaptions":
         """The captions with these indices, in this order."""
-        starts = np.cumsum(self.lengths) - self.lengths
-        return EncodedCaptions(self.words[ranges(starts[captions], self.lengths[captions])], self.lengths[captions])
+        lengths = self.lengths[captions]
+        return EncodedCaptions(self.words[ranges(self.starts[captions], lengths)], lengths)
 
 
-class _Numbering(dict[str, int]):
+class Numbering(dict[str, int]):
     """A vocabulary that gives each unknown word the next free id."""
 
-    def __init__(self, vocabulary: Mapping[str, int]):
-        super().__init__(vocabulary)
-        self._free_ids = count(max(vocabulary.values(), default=-1) + 1)
+    def __init__(self, vocabulary: Mapping[str, int] | None = None):
+        super().__init__(vocabulary or {})
+        self._free_ids = count(max(self.values(), default=-1) + 1)
 
     def __missing__(self, word: str) -> int:
         self[word] = number = next(self._free_ids)
         return number
 
 
-def encode(captions: Sequence[Caption], vocabulary: dict[str, int] | None = None) -> EncodedCaptions:
+def encode(captions: Sequence[Caption], numbering: Numbering | None = None) -> EncodedCaptions:
     """
-    Numbers the words of `captions`. Token ids stay what they are. Words get their id in `vocabulary`; those that it
-    lacks get new ids after its last, so that two different unknown words stay different.
+    Numbers the words of `captions`, those that `numbering` knows and new ones; token ids stay what they are.
 
     Raises:
         TypeError: if captions of words and of ids are mixed, or an id is not an integer.
         ValueError: if an id is negative or needs more than 31 bits.
     """
-    if all(isinstance(caption, str) for caption in captions):
-        # one split for all captions: half the time of a split for each
-        words = f" {_SEPARATOR} ".join(captions).split()  # type: ignore[arg-type]
-        number = _Numbering(vocabulary or {})
-        ids = np.fromiter(map(number.__getitem__, words), np.int64, len(words))
-        is_separator = ids == number[_SEPARATOR]
-        ends = np.append(np.flatnonzero(is_separator), ids.size)[: len(captions)]
-        if len(captions) and np.count_nonzero(is_separator) != len(captions) - 1:
-            raise ValueError("a caption holds the NUL character as a word: remove it.")
-        return EncodedCaptions(ids[~is_separator], np.diff(ends, prepend=-1) - 1)
-    if vocabulary is not None or any(isinstance(caption, str) for caption in captions):
-        raise TypeError("captions mix words and token ids: pass all of them as strings or all as sequences of ids.")
+    if len(captions) and all(isinstance(caption, str) for caption in captions):
+        numbering = Numbering() if numbering is None else numbering
+        lengths = array("q")
+
+        def split(caption: str) -> list[str]:
+            words = caption.split()
+            lengths.append(len(words))
+            return words
+
+        words = map(numbering.__getitem__, chain.from_iterable(map(split, captions)))  # type: ignore[arg-type]
+        return EncodedCaptions(np.fromiter(words, np.int64), np.array(lengths))
     arrays = [np.asarray(caption) for caption in captions]
-    lengths = np.fromiter(map(len, arrays), np.int64, len(arrays))
-    words = np.concatenate([array for array in arrays if array.size] or [np.empty(0, np.int64)])
-    if words.dtype.kind not in "iu" or words.ndim != 1:
-        raise TypeError(f"token ids have type {words.dtype}: pass each caption as a flat sequence of integers.")
-    if words.size and not 0 <= words.min() <= words.max() < 2**31:
-        raise ValueError(f"token ids lie between {words.min()} and {words.max()}: they must be in [0, 2**31).")
-    return EncodedCaptions(words.astype(np.int64), lengths)
+    ids = np.concatenate([ids for ids in arrays if ids.size] or [np.empty(0, np.int64)], axis=None)
+    if ids.dtype.kind not in "iu" or any(ids.ndim != 1 for ids in arrays):
+        raise TypeError("captions must be all strings, or all flat sequences of integer token ids.")
+    if ids.size and not 0 <= ids.min() <= ids.max() < 2**31:
+        raise ValueError(f"token ids lie between {ids.min()} and {ids.max()}: they must be in [0, 2**31).")
+    return EncodedCaptions(ids.astype(np.int64), np.fromiter(map(len, arrays), np.int64, len(arrays)))
 
 
 @dataclass(frozen=True)
@@ -109,28 +110,37 @@ def count_ngrams(captions: EncodedCaptions, max_n: int = MAX_N) -> Iterator[NGra
     caption_of_word = np.repeat(np.arange(captions.lengths.size), captions.lengths)
     words_left = np.cumsum(captions.lengths)[caption_of_word] - np.arange(num_words)
     base = int(words.max(initial=0)) + 1
-    place_bits = num_words.bit_length()
-    ngram_at = np.zeros(num_words, np.int64)  # index of the (n - 1)-gram that begins at each word
+    prefix_at = np.zeros(num_words, np.int64)  # index of the (n - 1)-gram that begins at each place
     num_prefixes = 1
     for n in range(1, max_n + 1):
         places = np.flatnonzero(words_left >= n)
-        names = ngram_at[places] * base + words[places + n - 1]
-        largest = num_prefixes * base
-        if 2**16 < largest < 2 ** (63 - place_bits):
-            # name and place in one integer: faster than sorting indices
-            packed = np.sort(names << place_bits | places)
-            names, places = packed >> place_bits, packed & ((1 << place_bits) - 1)
-        else:
-            order = np.argsort(names.astype(np.min_scalar_type(largest)), kind="stable")  # radix sort below 2**16
-            names, places = names[order], places[order]
+        names, places = _sort(prefix_at[places] * base + words[places + n - 1], places, num_prefixes * base)
         caption = caption_of_word[places]
-        new_ngram = np.diff(names, prepend=-1) != 0
-        first = np.flatnonzero(new_ngram | (np.diff(caption, prepend=-1) != 0))
-        ngram = np.cumsum(new_ngram) - 1
-        prefix, last_word = np.divmod(names[new_ngram], base)
-        yield NGrams(prefix, last_word, ngram[first], caption[first], np.diff(first, append=places.size))
-        ngram_at[places] = ngram
-        num_prefixes = last_word.size
+        is_first = differs_from_last(names)  # of its n-gram
+        entry = np.flatnonzero(is_first | differs_from_last(caption))
+        ngram = np.cumsum(is_first) - 1
+        prefix, last_word = np.divmod(names[is_first], base)
+        yield NGrams(prefix, last_word, ngram[entry], caption[entry], np.diff(entry, append=places.size))
+        prefix_at[places] = ngram
+        num_prefixes = prefix.size
+
+
+def differs_from_last(values: np.ndarray) -> np.ndarray:
+    """Whether each value begins a run of equal ones."""
+    differs = np.ones(values.size, bool)
+    np.not_equal(values[1:], values[:-1], out=differs[1:])
+    return differs
+
+
+def _sort(names: np.ndarray, places: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sorts `names`, which lie below `limit`, and with them ascending `places`, keeping the order of equal names."""
+    place_bits = int(places.max(initial=0)).bit_length()
+    if 2**16 < limit < 2 ** (63 - place_bits):
+        # both in one integer: sorting integers is faster than sorting indices
+        packed = np.sort(names << place_bits | places)
+        return packed >> place_bits, packed & ((1 << place_bits) - 1)
+    order = np.argsort(names.astype(np.min_scalar_type(limit)), kind="stable")  # a radix sort up to 16 bits
+    return names[order], places[order]
 
 
 class PairedCaptions:
@@ -138,24 +148,20 @@ class PairedCaptions:
     Predictions beside the references of their images, with their n-grams counted once for every metric.
 
     Args:
-        references: encoded references, those of the first image, then those of the second, and so on.
-        num_references: number of references of each image, all at least 1, `(num_images,)`.
-        predictions: encoded predictions.
-        image: image of each prediction, `(num_predictions,)`; one after the other where left out.
+        captions: the references, those of the first image, then those of the second, and so on; then the predictions.
+        num_references: number of references of each image, at least 1, `(num_images,)`.
+        image_of_prediction: image of each prediction, ascending; each image has one if left out.
     """
 
     def __init__(
-        self,
-        references: EncodedCaptions,
-        num_references: np.ndarray,
-        predictions: EncodedCaptions,
-        image: np.ndarray | None = None,
+        self, captions: EncodedCaptions, num_references: np.ndarray, image_of_prediction: np.ndarray | None = None
     ):
-        self.captions = references + predictions
+        images = np.arange(num_references.size)
+        self.captions = captions
         self.num_references = num_references
-        self.image_of_prediction = np.arange(num_references.size) if image is None else image
-        self.image = np.append(np.repeat(np.arange(num_references.size), num_references), self.image_of_prediction)
-        self.is_reference = np.arange(self.image.size) < references.lengths.size
+        self.image_of_prediction = images if image_of_prediction is None else image_of_prediction
+        self.image = np.append(np.repeat(images, num_references), self.image_of_prediction)
+        self.is_reference = np.arange(self.image.size) < num_references.sum()
 
     @classmethod
     def from_captions(cls, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> "PairedCaptions":
@@ -165,9 +171,7 @@ class PairedCaptions:
             references: the tokenized references of each image.
         """
         num_references = np.fromiter(map(len, references), np.int64, len(references))
-        total = int(num_references.sum())
-        captions = encode([*chain.from_iterable(references), *predictions])
-        return cls(captions.take(np.arange(total)), num_references, captions.take(np.arange(total, total+len(predictions))))
+        return cls(encode([*chain.from_iterable(references), *predictions]), num_references)
 
     @cached_property
     def ngrams(self) -> list[NGrams]:
@@ -183,13 +187,17 @@ class PairedCaptions:
         return [self._match(ngrams) for ngrams in self.ngrams]
 
     def _match(self, ngrams: NGrams) -> tuple[np.ndarray, np.ndarray]:
-        # entries are sorted by n-gram and caption, and references stand image by image: their keys come sorted
+        # entries are sorted by n-gram and caption, and references stand image by image: equal keys stand side by side
         key = ngrams.ngram * self.num_references.size + self.image[ngrams.caption]
         of_reference = self.is_reference[ngrams.caption]
         references, predictions = np.flatnonzero(of_reference), np.flatnonzero(~of_reference)
-        start = np.searchsorted(key[references], key[predictions], "left")
-        stop = np.searchsorted(key[references], key[predictions], "right")
-        return np.repeat(predictions, stop - start), references[ranges(start, stop - start)]
+        first = np.flatnonzero(differs_from_last(key[references]))
+        run_key = np.append(key[references[first]], -1)  # no key: a search may land behind the last run
+        run = np.searchsorted(run_key[:-1], key[predictions])
+        found = run_key[run] == key[predictions]
+        run = run[found]
+        length = np.diff(first, append=references.size)[run]
+        return np.repeat(predictions[found], length), references[ranges(first[run], length)]
 
 
 def ranges(start: np.ndarray, length: np.ndarray) -> np.ndarray:

@@ -8,8 +8,8 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 import numpy as np
 
 from modeling_cnnrnn.metrics.bleu import bleu
-from modeling_cnnrnn.metrics.cider import cider_d
-from modeling_cnnrnn.metrics.java import NotComputed, meteor, spice
+from modeling_cnnrnn.metrics.cider import cider
+from modeling_cnnrnn.metrics.java import NotComputedError, meteor, spice
 from modeling_cnnrnn.metrics.ngrams import PairedCaptions
 from modeling_cnnrnn.metrics.rouge import rouge_l
 from modeling_cnnrnn.metrics.tokenizer import ptb_tokenize
@@ -89,12 +89,12 @@ def caption_metrics(
     if "cider" in metrics:
         if len(image_ids) == 1:
             warnings.warn("CIDEr of one image is 0 by definition: each word is in all images.", stacklevel=2)
-        scores["CIDEr"], scores.per_image["CIDEr"] = cider_d(paired)
+        scores["CIDEr"], scores.per_image["CIDEr"] = cider(paired)
     for name, metric in ("METEOR", meteor), ("SPICE", spice):
         if name.lower() in metrics:
             try:
                 scores[name], scores.per_image[name] = metric(predictions, references, timeout)
-            except NotComputed as reason:
+            except NotComputedError as reason:
                 scores[name], scores.not_computed[name] = None, str(reason)
     return scores
 
@@ -110,7 +110,7 @@ def group_by_image(rows: Iterable[tuple[Hashable, str]]) -> dict[Hashable, list[
 def _align(
     predictions: Sequence[str] | Mapping[Hashable, str],
     references: Sequence[Sequence[str]] | Mapping[Hashable, Sequence[str]],
-) -> tuple[list[Hashable], list[str], list[list[str]]]:
+) -> tuple[list[Hashable], list[str], list[Sequence[str]]]:
     """Image ids, predictions and references in the order of `references`, checked."""
     if isinstance(predictions, Mapping) and isinstance(references, Mapping):
         if predictions.keys() != references.keys():

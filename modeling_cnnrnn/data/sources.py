@@ -1,0 +1,196 @@
+"""Where a dataset comes from: its name to splits as they are, and the names of its images to files."""
+
+import json
+import os
+import re
+from collections import defaultdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeAlias
+from urllib.parse import unquote, urlsplit
+
+import datasets
+from datasets import Dataset, IterableDataset
+
+
+Rows: TypeAlias = Dataset | IterableDataset
+
+BUILDERS = {".arrow": "arrow", ".csv": "csv", ".parquet": "parquet", ".tar": "webdataset", ".tsv": "csv", ".txt": "csv"}
+
+
+def split_names(dataset_name: str) -> list[str]:
+    """The names in a list separated by commas, unless it is a path that has some."""
+    is_list = "," in dataset_name and not Path(dataset_name).expanduser().exists()
+    return [name.strip() for name in dataset_name.split(",")] if is_list else [dataset_name]
+
+
+def local_folder(name: str, data_dir: str | None) -> str | None:
+    """Where the images of a local dataset are to be looked for."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        return str(path.parent)
+    return str(path) if path.is_dir() else data_dir
+
+
+def read_splits(
+    name: str,
+    config: str | None = None,
+    revision: str | None = None,
+    data_dir: str | None = None,
+    streaming: bool = False,
+    cache_dir: str | None = None,
+) -> dict[str, Rows]:
+    """The splits of a dataset with the columns that they have. Raises ValueError with a reason in one sentence."""
+    path = Path(name).expanduser()
+    splits: dict[str, Dataset]
+    if name == "shapes":
+        from modeling_cnnrnn.data.shapes import build_shapes
+
+        splits = dict(build_shapes())
+    elif path.suffix in (".json", ".jsonl"):
+        splits = _read_json(path)
+    elif (path / "dataset_dict.json").is_file():
+        splits = dict(datasets.load_from_disk(str(path)))
+    elif (path / "state.json").is_file():
+        splits = {"train": datasets.load_from_disk(str(path))}
+    else:
+        return _load_dataset(name, path, config, revision, data_dir, streaming, cache_dir)
+    if streaming:
+        return {split: rows.to_iterable_dataset().decode(False) for split, rows in splits.items()}
+    return dict(splits)
+
+
+def _load_dataset(
+    name: str,
+    path: Path,
+    config: str | None,
+    revision: str | None,
+    data_dir: str | None,
+    streaming: bool,
+    cache_dir: str | None,
+) -> dict[str, Rows]:
+    """`datasets.load_dataset`, with one sentence for what goes wrong."""
+    options: dict[str, Any] = {"name": config, "data_dir": data_dir, "streaming": streaming, "cache_dir": cache_dir}
+    if path.suffix in BUILDERS:
+        options |= {"path": BUILDERS[path.suffix], "data_files": {_split_in_name(path.name): str(path)}}
+        if path.suffix == ".tsv":
+            options["sep"] = "\t"
+    elif path.is_dir():
+        if not any(path.iterdir()):
+            raise ValueError("the folder is empty.")
+        options["path"] = str(path.resolve())
+    elif re.match(r"[./~]", name) or name.count("/") > 1:
+        raise ValueError("there is no such file or folder.")
+    else:
+        repository, _, its_revision = name.partition("@")
+        options |= {"path": repository, "revision": its_revision or revision}
+    try:
+        splits = dict(datasets.load_dataset(**options))
+    except Exception as error:  # what comes out of `datasets` depends on the format and on where reading stops
+        cause = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else None
+        reason = str(cause or error) or type(error).__name__
+        if "scripts are no longer supported" in reason:
+            reason += "; the Hub's own conversion may be there, as revision `refs/convert/parquet`."
+        elif isinstance(error, datasets.exceptions.DatasetNotFoundError) and "revision" not in reason.lower():
+            reason += " There is no folder of this name either."
+        raise ValueError(reason) from error
+    if streaming:
+        # a stream decodes its images first of all, and encodes them anew for what comes after
+        splits = {split: rows if rows.features is None else rows.decode(False) for split, rows in splits.items()}
+    return splits
+
+
+def _read_json(path: Path) -> dict[str, Dataset]:
+    """COCO's `captions_*.json`, Karpathy's `dataset_*.json`, a list of records, or a record a line."""
+    if not path.is_file():
+        raise ValueError("there is no such file.")
+    content = _parse_json(path.read_text(encoding="utf-8"))
+    split = _split_in_name(path.name)
+    try:
+        if isinstance(content, list) and content and isinstance(content[0], dict):
+            return {split: Dataset.from_list(content)}
+        if isinstance(content, dict) and {"images", "annotations"} <= content.keys():
+            return {split: _from_coco(content)}
+        if isinstance(content, dict) and "images" in content:
+            return _from_karpathy(content)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"an entry of the file lacks {error}.") from error
+    found = f"has {', '.join(content) or 'nothing'}" if isinstance(content, dict) else f"is {str(content)[:40]}"
+    raise ValueError(f"the file {found}: it must be in COCO's format, a Karpathy split, or a list of records.")
+
+
+def _parse_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        try:
+            return [json.loads(line) for line in text.split("\n") if line.strip()]
+        except json.JSONDecodeError:
+            raise ValueError(f"the file is not JSON: {error}.") from error
+
+
+def _from_coco(content: dict[str, Any]) -> Dataset:
+    captions = defaultdict(list)
+    for annotation in content["annotations"]:
+        captions[annotation["image_id"]].append(annotation["caption"])
+    images = content["images"]
+    return Dataset.from_list(
+        [
+            {"file_name": image["file_name"], "captions": captions[image["id"]], "image_id": str(image["id"])}
+            for image in images
+        ]
+    )
+
+
+def _from_karpathy(content: dict[str, Any]) -> dict[str, Dataset]:
+    splits = defaultdict(list)
+    for image in content["images"]:
+        row = {
+            "file_name": os.path.join(image.get("filepath", ""), image["filename"]),
+            "captions": [sentence["raw"] for sentence in image["sentences"]],
+            "image_id": str(image.get("cocoid", image.get("imgid", image["filename"]))),
+            "split": image["split"],
+        }
+        splits[image["split"]].append(row)
+    return {split: Dataset.from_list(rows) for split, rows in splits.items()}
+
+
+def _split_in_name(name: str) -> str:
+    found = re.search(r"(?<![a-z])(train|restval|val|valid|validation|dev|test)(?![a-z])", name.lower())
+    return found[0] if found else "train"
+
+
+class ImageFiles:
+    """The files below a folder, found by names, paths or URLs that were written on another machine."""
+
+    def __init__(self, folder: str):
+        self.folder = folder
+
+    def find(self, name: str) -> str | None:
+        """The file whose path agrees with `name` from the end on, the longer the better."""
+        if os.path.isfile(path := os.path.join(self.folder, name)):
+            return path
+        tail = _parts(urlsplit(unquote(name)).path if "://" in name else name)
+        candidates = self._by_name.get(tail[-1], []) if tail else []
+        agreement = {path: _common_tail(_parts(path), tail) for path in candidates}
+        best = [path for path in candidates if agreement[path] == max(agreement.values())]
+        if len(best) > 1:
+            raise ValueError(f"`{name}` may be `{best[0]}` or `{best[1]}`: keep one of them in `image_dir`.")
+        return best[0] if best else None
+
+    @cached_property
+    def _by_name(self) -> dict[str, list[str]]:
+        paths = defaultdict(list)
+        for folder, _, names in os.walk(self.folder):
+            for name in names:
+                paths[name].append(os.path.join(folder, name))
+        return dict(paths)
+
+
+def _parts(path: str) -> list[str]:
+    return [part for part in re.split(r"[/\\]", path) if part not in ("", ".", "..")]
+
+
+def _common_tail(parts: list[str], others: list[str]) -> int:
+    pairs = zip(reversed(parts), reversed(others), strict=False)
+    return next((length for length, (a, b) in enumerate(pairs) if a != b), min(len(parts), len(others)))

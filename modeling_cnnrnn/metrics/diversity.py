@@ -1,0 +1,67 @@
+"""What scores against references do not show: whether a model says many things, new things and whole sentences."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from modeling_cnnrnn.metrics.ngrams import count_ngrams, encode
+from modeling_cnnrnn.metrics.tokenizer import ptb_tokenize
+
+
+# A caption that ends in one of these breaks off: "a man with a". Words that can end a sentence ("on", "by") are not here.
+UNFINISHED_ENDINGS = frozenset(
+    [
+        *("a", "an", "the", "his", "her", "its", "their", "this", "these", "some"),
+        *("with", "of", "at", "for", "to", "from", "into", "and", "or", "as", "while", "next", "in"),
+        *("is", "are", "has", "that", "very"),
+    ]
+)
+
+
+def caption_health(
+    predictions: Sequence[str],
+    training_captions: Iterable[str] | None = None,
+    unknown_word: str = "<unk>",
+) -> dict[str, float]:
+    """
+    Describes a set of predictions without references. Words are the tokens of `ptb_tokenize`.
+
+    Args:
+        predictions: raw captions.
+        training_captions: raw captions of the training set, to count what is new.
+        unknown_word: what the model writes for a word that it does not know.
+
+    Returns:
+        - `captions` and `vocabulary`: how many captions and different words;
+        - `mean_length`: words in a caption;
+        - `unique`: different captions among all;
+        - `distinct-1` .. `distinct-4`: different n-grams among all (https://arxiv.org/abs/1510.03055);
+        - `novel`: captions that are not in the training set, where it is given;
+        - `unfinished`: captions that are empty or end like "a man with a";
+        - `unknown`: captions with an unknown word.
+
+        The last seven are shares between 0 and 1.
+
+    Raises:
+        ValueError: if there are no predictions.
+    """
+    if not len(predictions):
+        raise ValueError("there are no predictions: pass at least one caption.")
+    captions = ptb_tokenize(predictions)
+    words = [caption.split() for caption in captions]
+    encoded = encode(captions)
+    health = {
+        "captions": len(captions),
+        "vocabulary": len({word for caption in words for word in caption}),
+        "mean_length": float(encoded.lengths.mean()),
+        "unique": len(set(captions)) / len(captions),
+    }
+    for n, ngrams in enumerate(count_ngrams(encoded), start=1):
+        health[f"distinct-{n}"] = ngrams.prefix.size / max(int(ngrams.count.sum()), 1)
+    if training_captions is not None:
+        known = set(ptb_tokenize(training_captions))
+        health["novel"] = float(np.mean([caption not in known for caption in captions]))
+    unfinished = [not caption or caption[-1] in UNFINISHED_ENDINGS for caption in words]
+    health["unfinished"] = float(np.mean(unfinished))
+    health["unknown"] = float(np.mean([unknown_word.lower() in caption for caption in words]))
+    return health
