@@ -149,7 +149,8 @@ def main():
         "broken_images": broken,
         "tokenizer_of_the_metrics": "PTB, as coco-caption",
         "command": " ".join(["python", *sys.argv]),
-        "versions": {"modeling_cnnrnn": __version__} | {name: version(name) for name in ("transformers", "torch", "datasets")},
+        "versions": {"modeling_cnnrnn": __version__}
+        | {name: version(name) for name in ("transformers", "torch", "datasets")},
         "hardware": f"{platform.machine()}, {accelerator.num_processes} x {accelerator.device.type}, "
         f"{torch.get_num_threads()} threads",
     }

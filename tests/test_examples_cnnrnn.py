@@ -17,7 +17,13 @@ from modeling_cnnrnn.metrics import caption_metrics
 
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-TINY_CNN = {"model_type": "resnet", "layer_type": "basic", "embedding_size": 8, "hidden_sizes": [8, 8], "depths": [1, 1]}
+TINY_CNN = {
+    "model_type": "resnet",
+    "layer_type": "basic",
+    "embedding_size": 8,
+    "hidden_sizes": [8, 8],
+    "depths": [1, 1],
+}
 TINY = {
     "encoder_config": json.dumps(TINY_CNN),
     "image_size": 32,

@@ -1,5 +1,7 @@
 """The model: its equations, its loss and gradients, what training moves and what it does not, saving, bad input."""
 
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -567,14 +569,19 @@ def test_dropout_acts_in_training_only(make_model, pixel_values, labels):
 # --- Gradient checkpointing ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated")
+def checkpoint_activations(model: CnnRnnForConditionalGeneration, *args):
+    """`gradient_checkpointing_enable` has another name in the newest releases, and warns there."""
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)(*args)
+
+
 @pytest.mark.parametrize("reentrant", [False, True], ids=["non_reentrant", "reentrant"])
 @pytest.mark.parametrize("cnn", ["resnet", "convnext", "efficientnet", "mobilenet_v2", "bit"])
 def test_gradient_checkpointing_changes_only_the_memory(make_model, pixel_values, labels, cnn, reentrant):
     def step(checkpointing):
         model = make_model(encoder=TINY_CNNS[cnn].to_dict()).train()
         if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+            checkpoint_activations(model, {"use_reentrant": reentrant})
         block = next(m for m in model.get_encoder().cnn.modules() if isinstance(m, nn.ModuleList))[0]
         convolution = next(m for m in block.modules() if isinstance(m, nn.Conv2d))
         runs = []
@@ -593,16 +600,18 @@ def test_gradient_checkpointing_changes_only_the_memory(make_model, pixel_values
 
 
 def test_gradient_checkpointing_can_be_switched_off(tiny_model, pixel_values, labels):
-    tiny_model.train().activation_checkpointing_enable()
-    tiny_model.activation_checkpointing_disable()
+    checkpoint_activations(tiny_model.train())
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):
+        tiny_model.gradient_checkpointing_disable()
     runs = []
-    tiny_model.get_encoder().cnn.encoder.stages[0].register_forward_hook(lambda *_: runs.append(1))
+    convolution = tiny_model.get_encoder().cnn.encoder.stages[0].layers[0].layer[0].convolution
+    convolution.register_forward_hook(lambda *_: runs.append(1))
     tiny_model(pixel_values, labels=labels).loss.backward()
     assert len(runs) == 1
 
 
 def test_gradient_checkpointing_leaves_the_cnn_as_it_was(tiny_model, pixel_values, labels):
-    tiny_model.train().activation_checkpointing_enable()
+    checkpoint_activations(tiny_model.train())
     tiny_model(pixel_values, labels=labels).loss.backward()
     cnn = tiny_model.get_encoder().cnn
     assert all("forward" not in vars(module) for module in cnn.modules())
@@ -611,12 +620,23 @@ def test_gradient_checkpointing_leaves_the_cnn_as_it_was(tiny_model, pixel_value
 
 
 def test_gradient_checkpointing_of_a_frozen_cnn_computes_it_once(tiny_model, pixel_values, labels):
-    tiny_model.train().activation_checkpointing_enable()
+    checkpoint_activations(tiny_model.train())
     tiny_model.freeze_encoder()
     runs = []
-    tiny_model.get_encoder().cnn.encoder.stages[0].register_forward_hook(lambda *_: runs.append(1))
+    convolution = tiny_model.get_encoder().cnn.encoder.stages[0].layers[0].layer[0].convolution
+    convolution.register_forward_hook(lambda *_: runs.append(1))
     tiny_model(pixel_values, labels=labels).loss.backward()
     assert len(runs) == 1
+
+
+def test_gradient_checkpointing_goes_by_its_old_name_too(tiny_model, pixel_values, labels):
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):
+        tiny_model.train().gradient_checkpointing_enable()
+    runs = []
+    convolution = tiny_model.get_encoder().cnn.encoder.stages[0].layers[0].layer[0].convolution
+    convolution.register_forward_hook(lambda *_: runs.append(1))
+    tiny_model(pixel_values, labels=labels).loss.backward()
+    assert len(runs) == 2
 
 
 # --- Initial weights, saving, loading --------------------------------------------------------------------------------
@@ -765,7 +785,7 @@ def test_a_cnn_of_timm_can_see(make_model, pixel_values, labels):
         import timm  # noqa: F401
     except Exception as error:  # a torchvision that does not fit its torch raises RuntimeError
         pytest.skip(f"timm cannot be imported: {error}")
-    model = make_model(encoder={"model_type": "timm_wrapper", "architecture": "test_vit"})
+    model = make_model(encoder={"model_type": "timm_wrapper", "architecture": "test_resnet"})
     assert model(pixel_values, labels=labels).loss.isfinite()
 
 

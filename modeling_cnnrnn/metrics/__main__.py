@@ -8,6 +8,7 @@ import argparse
 import json
 import sys
 import warnings
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,30 +25,36 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--subset", action="store_true", help="score only the images that have a prediction")
     parser.add_argument("--timeout", type=float, default=1800.0, help="seconds for METEOR and SPICE each")
     parser.add_argument(
-        "--output", type=Path, help="where to write all scores; default: scores.json beside the results"
+        "--output", type=Path, help="where to write all scores; by default beside the results, as <name>_scores.json"
     )
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
-        references = read_references(args.references)
-        predictions = read_results(args.results)
-        if args.subset:
-            references = {image: captions for image, captions in references.items() if image in predictions}
-        scores = caption_metrics(predictions, references, args.metrics, args.timeout)
-        training = read_references(args.training_captions).values() if args.training_captions else None
-        captions = None if training is None else [caption for captions in training for caption in captions]
-        health = caption_health(list(predictions.values()), captions)
-        output = args.output or args.results.with_name(f"{args.results.stem}_scores.json")
-        write(output, scores, health, predictions)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+            print(evaluate(args))
     except (OSError, ValueError, TypeError) as error:
         sys.exit(f"error: {error}")
-    print(f"{len(predictions)} images\n\n{scores}\n")
-    print("\n".join(f"{name:12}{value:10.4g}" for name, value in health.items()))
-    print(f"\nwritten to {output}")
+
+
+def evaluate(args: argparse.Namespace) -> str:
+    """Scores the files, writes all that was computed, and returns the table."""
+    references = read_references(args.references)
+    predictions = read_results(args.results)
+    if args.subset:
+        references = {image: captions for image, captions in references.items() if image in predictions}
+    scores = caption_metrics(predictions, references, args.metrics, args.timeout)
+    training = None
+    if args.training_captions:
+        training = chain.from_iterable(read_references(args.training_captions).values())
+    health = caption_health(list(predictions.values()), training)
+    output = args.output or args.results.with_name(f"{args.results.stem}_scores.json")
+    write(output, scores, health, predictions)
+    health_table = "\n".join(f"{name:12}{value:10.4g}" for name, value in health.items())
+    return f"{len(predictions)} images\n\n{scores}\n\n{health_table}\n\nwritten to {output}"
 
 
 def read_json(path: Path) -> Any:

@@ -84,8 +84,7 @@ def _cider_d(captions: PairedCaptions, frequencies: Sequence[np.ndarray], num_im
         # a norm of 0 leaves a product of 0: there is no such n-gram, or each is in all images
         similarity += np.bincount(pair, product, reference.size) / np.where(norms > 0, norms, 1)
 
-    num_bigrams = np.maximum(lengths - 1, 0)  # what coco-caption takes for the length of a caption
-    difference = num_bigrams[prediction] - num_bigrams[reference]
+    difference = lengths[prediction] - lengths[reference]
     similarity *= np.exp(-(difference**2) / (2 * SIGMA**2))
     return 10 / MAX_N * np.bincount(prediction - num_references, similarity, num_pairs.size) / num_pairs
 

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from transformers import HfArgumentParser
 
@@ -29,5 +30,6 @@ def parse_arguments(dataclasses: Sequence[type], description: str | None = None)
         for name, value in recipe.items():
             given += [f"--{name}", json.dumps(value) if isinstance(value, (dict, list, bool)) else str(value)]
         arguments = given + arguments[1:]
-    parser = HfArgumentParser(tuple(dataclasses), description=description)
+    types: Any = tuple(dataclasses)
+    parser = HfArgumentParser(types, description=description)
     return parser.parse_args_into_dataclasses(args=arguments)

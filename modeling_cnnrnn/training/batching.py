@@ -79,7 +79,7 @@ class CaptionDataset(Dataset):
         return load_stored_image(self.images[index]["image"])
 
     def _process(self, image: Image.Image) -> torch.Tensor:
-        return self.processor(images=image, return_tensors="pt")["pixel_values"][0]
+        return self.processor(images=image, images_kwargs={"return_tensors": "pt"})["pixel_values"][0]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         # a string seeds `random.Random` alike in every process, a tuple does not

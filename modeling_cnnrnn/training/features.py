@@ -58,7 +58,7 @@ def compute_image_features(
 
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    notes = {"done": 0, "broken": {}}
+    notes: dict = {"done": 0, "broken": {}}
     if partial.exists() and notes_path.exists():
         notes = json.loads(notes_path.read_text(encoding="utf-8"))
     rows: np.ndarray | None = _map_rows(partial, "r+") if notes["done"] else None
@@ -118,7 +118,7 @@ def _features_of(encoder, processor, batch: list, start: int, broken: dict, pool
         except (OSError, ValueError) as error:
             broken[str(row)] = str(error)
             opened.append(Image.new("RGB", (64, 64)))
-    pixel_values = processor(images=opened, return_tensors="pt")["pixel_values"]
+    pixel_values = processor(images=opened, images_kwargs={"return_tensors": "pt"})["pixel_values"]
     with torch.inference_mode():
         features, _ = encoder.extract_image_features(pixel_values.to(encoder.device))
         if pooled:
