@@ -9,7 +9,7 @@ SOURCES := modeling_cnnrnn examples tests hub_card
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo test test-slow test-java test-oldest quality style clean
+.PHONY: help install demo test test-slow test-java test-oldest benchmark-metrics quality style clean
 
 help:  ## What this file can do
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -35,6 +35,10 @@ test-slow: install  ## The tests that take minutes each
 test-java: install  ## The metrics against the official scorer, which needs Java
 	$(BIN)/pip install --quiet -c $(CONSTRAINTS) -e '.[java]'
 	$(BIN)/python -m pytest -m java
+
+benchmark-metrics: install  ## Speed of the metrics beside pycocoevalcap's
+	$(BIN)/pip install --quiet -c $(CONSTRAINTS) -e '.[java]'
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python examples/benchmark_metrics.py
 
 test-oldest:  ## The tests on the oldest versions that pyproject.toml allows
 	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt

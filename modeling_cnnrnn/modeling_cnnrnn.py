@@ -166,13 +166,12 @@ class CnnRnnEncoder(CnnRnnPreTrainedModel):
         """
         self._check_pixel_values(pixel_values)
         pixel_values = pixel_values.to(self.projection.weight.dtype)
-        # the CNN of a frozen encoder keeps no activations
-        with torch.set_grad_enabled(torch.is_grad_enabled() and any(p.requires_grad for p in self.cnn.parameters())):
-            if self.checkpoint.gradient_checkpointing and self.training and torch.is_grad_enabled():
-                with _CheckpointedBlocks(self.cnn, self.checkpoint):
-                    features, hidden_states = self._feature_map(self.cnn, pixel_values, output_hidden_states)
-            else:
+        is_learning = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.cnn.parameters())
+        if self.checkpoint.gradient_checkpointing and self.training and is_learning:
+            with _CheckpointedBlocks(self.cnn, self.checkpoint):
                 features, hidden_states = self._feature_map(self.cnn, pixel_values, output_hidden_states)
+        else:
+            features, hidden_states = self._feature_map(self.cnn, pixel_values, output_hidden_states)
         return features.flatten(2).transpose(1, 2), hidden_states
 
     def _check_pixel_values(self, pixel_values: torch.Tensor):

@@ -260,6 +260,14 @@ def test_vocabulary_is_computed_at_real_tokens_only(tiny_model, pixel_values, la
     assert rows == [int((labels != 0).sum())]
 
 
+@torch.no_grad()
+def test_the_encoder_embeds_the_regions_or_their_mean(make_model, pixel_values):
+    for attention_type, pool in (("additive", lambda f: f), ("none", lambda f: f.mean(dim=1, keepdim=True))):
+        encoder = make_model(attention_type=attention_type).get_encoder()
+        features = encoder.cnn(pixel_values).last_hidden_state.flatten(2).transpose(1, 2)
+        assert_close(encoder(pixel_values).last_hidden_state, encoder.projection(pool(features)))
+
+
 # --- Invariances -----------------------------------------------------------------------------------------------------
 
 
@@ -543,6 +551,12 @@ def test_a_frozen_cnn_keeps_no_activations(tiny_model, pixel_values):
     assert encoder(pixel_values).last_hidden_state.requires_grad  # the projection learns
 
 
+def test_pixels_have_a_gradient_through_a_frozen_cnn(tiny_model, pixel_values, labels):
+    tiny_model.freeze_encoder()
+    tiny_model(pixel_values.requires_grad_(), labels=labels).loss.backward()  # what the sentence depends on
+    assert pixel_values.grad.any()
+
+
 @pytest.mark.parametrize("attention_type", ["none", "additive"])
 def test_the_same_seed_is_the_same_run(make_model, pixel_values, labels, attention_type):
     def run(seed):
@@ -564,6 +578,19 @@ def test_dropout_acts_in_training_only(make_model, pixel_values, labels):
         assert torch.equal(*losses)
         losses = [model.train()(pixel_values, labels=labels).loss for _ in range(2)]
         assert not torch.equal(*losses), option
+
+
+@pytest.mark.parametrize("attention_type", ["none", "additive"])
+def test_dropout_stands_between_recurrent_layers(make_model, regions, attention_type):
+    model = make_model(attention_type=attention_type, image_injection="initial_state", num_hidden_layers=2)
+    model.model.decoder.dropout.forward = torch.zeros_like  # all is dropped: no word reaches the second layer
+    words = torch.randint(4, 20, (2, 3, 6))
+    first, second = (
+        model(encoder_outputs=encoded(regions), decoder_input_ids=w, output_hidden_states=True).decoder_hidden_states
+        for w in words
+    )
+    assert not torch.equal(first[1], second[1])
+    assert torch.equal(first[2], second[2])
 
 
 # --- Gradient checkpointing ------------------------------------------------------------------------------------------

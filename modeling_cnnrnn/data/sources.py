@@ -1,8 +1,10 @@
 """Where a dataset comes from: its name to splits as they are, and the names of its images to files."""
 
+import hashlib
 import json
 import os
 import re
+import shutil
 from collections import defaultdict
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 import datasets
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, DatasetDict, IterableDataset
 
 
 Rows: TypeAlias = Dataset | IterableDataset
@@ -44,9 +46,7 @@ def read_splits(
     path = Path(name).expanduser()
     splits: dict[str, Dataset]
     if name == "shapes":
-        from modeling_cnnrnn.data.shapes import build_shapes
-
-        splits = dict(build_shapes())
+        splits = dict(_draw_shapes(cache_dir))
     elif path.suffix in (".json", ".jsonl"):
         splits = _read_json(path)
     elif (path / "dataset_dict.json").is_file():
@@ -58,6 +58,22 @@ def read_splits(
     if streaming:
         return {split: rows.to_iterable_dataset().decode(False) for split, rows in splits.items()}
     return dict(splits)
+
+
+def _draw_shapes(cache_dir: str | None) -> DatasetDict:
+    """The drawn pictures, from the cache if the code that draws them is the same as when they were drawn."""
+    from modeling_cnnrnn.data import shapes, shapes_meaning
+
+    code = b"".join(Path(str(module.__file__)).read_bytes() for module in (shapes, shapes_meaning))
+    folder = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / f"shapes-{hashlib.sha256(code).hexdigest()[:16]}"
+    if not folder.exists():
+        partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+        shapes.build_shapes(num_proc=os.cpu_count() or 1).save_to_disk(partial)
+        try:
+            partial.rename(folder)
+        except OSError:  # another process was faster
+            shutil.rmtree(partial)
+    return DatasetDict(datasets.load_from_disk(str(folder)))
 
 
 def _load_dataset(

@@ -129,12 +129,10 @@ def _java(arguments: Sequence[str], timeout: float) -> Iterator[subprocess.Popen
             process.kill()
             process.wait()
             errors.seek(0)
-            last_lines = " ".join(errors.read().split("\n")[-3:]).strip()
-            if timed_out.is_set():
-                reason = f"Java took more than {timeout:g} seconds."
-            else:
-                reason = f"Java failed: {last_lines or error}"
-            raise NotComputedError(reason) from error
+            lines = [line.strip() for line in errors if line.strip()]
+            lines = [line for line in lines if "Error" in line or "Exception" in line] or lines or [str(error)]
+            reason = f"took more than {timeout:g} seconds." if timed_out.is_set() else f"failed: {lines[-1]}"
+            raise NotComputedError(f"Java {reason}") from error
         finally:
             timer.cancel()
             process.kill()

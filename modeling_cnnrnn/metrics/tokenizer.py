@@ -14,7 +14,8 @@ Kept because the official numbers contain them:
   be the next caption's, so the result can depend on the order of the captions;
 - emoji and characters younger than Unicode 6 vanish, and separate words.
 
-One thing differs on purpose. A line break other than "\\n" (carriage return, vertical tab, form feed, U+2028,
+Real captions come out equal, all of them that were tried; of captions with signs thrown in at random about four in
+100,000 do not. One thing differs on purpose. A line break other than "\\n" (carriage return, vertical tab, form feed, U+2028,
 U+2029) ends the line for CoreNLP too, and coco-caption then gives every later caption the tokens of its predecessor.
 Here it is a space, as coco-caption makes of "\\n".
 """
