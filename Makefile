@@ -14,17 +14,17 @@ export TOKENIZERS_PARALLELISM := false
 help:  ## What this file can do
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
 
-install: $(VENV)/.installed  ## Make .venv with all that development needs
+install: $(VENV)/.dev  ## Make .venv with all that development needs
 
-$(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
+$(VENV)/.%: pyproject.toml $(CONSTRAINTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c $(CONSTRAINTS) -e '.[$*]'
 	touch $@
 
-demo: install  ## Learn to describe drawn pictures from scratch, in minutes: model, scores and a page of pictures
+demo: $(VENV)/.train  ## Learn to describe drawn pictures from scratch, in minutes: model, scores and a page of pictures
 	$(BIN)/python examples/train_captioner.py examples/shapes.json --output_dir $(OUTPUT)
 	$(BIN)/python examples/evaluate_captioner.py --model_name_or_path $(OUTPUT) --dataset_name shapes --split test \
-		--output_dir $(OUTPUT)/evaluation
+		--num_beams 1 3 --output_dir $(OUTPUT)/evaluation
 
 test: install  ## The tests, in a few minutes
 	$(BIN)/python -m pytest -m "not slow and not java"

@@ -73,7 +73,8 @@ class EvaluationArguments:
 def main():
     (args,) = parse_arguments([EvaluationArguments], __doc__)
     logging.basicConfig(format="%(message)s", level=logging.INFO)
-    accelerator = Accelerator(mixed_precision=args.mixed_precision)
+    # several processes do not find each other on a CPU unless it is named
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=args.mixed_precision)
     if not accelerator.is_main_process:
         logger.setLevel(logging.WARNING)
         transformers.logging.set_verbosity_error()

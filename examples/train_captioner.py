@@ -48,7 +48,6 @@ from modeling_cnnrnn.training.evaluation import evaluation_loss, generate_captio
 from modeling_cnnrnn.training.features import compute_image_features
 from modeling_cnnrnn.training.optimization import in_groups, parameter_groups
 from modeling_cnnrnn.training.pictures import save_caption_sheet, save_training_curves
-from modeling_cnnrnn.training.words import WordsInImage
 
 
 logger = logging.getLogger("train_captioner")
@@ -115,6 +114,7 @@ class ModelArguments:
     embedding_dropout: float = 0.0
     feature_dropout: float = 0.0
     label_smoothing: float = 0.0
+    initializer_range: float = 0.05
     tie_word_embeddings: bool = False
 
 
@@ -134,10 +134,6 @@ class TrainingArguments:
     warmup_ratio: float = 0.05
     weight_decay: float = 0.0
     max_grad_norm: float = 5.0
-    word_prediction_weight: float = field(
-        default=0.0,
-        metadata={"help": "Of a loss that helps a CNN from scratch to see: which words describe the image."},
-    )
     mixed_precision: str = field(default="no", metadata={"help": "no, bf16 or fp16."})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Of the CNN: less memory, more time."})
     seed: int = 42
@@ -156,6 +152,7 @@ def main():
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     output_dir = Path(args.output_dir)
     accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # or several processes would not find each other on a CPU
         gradient_accumulation_steps=1,  # the loop below divides by the tokens of all micro-batches itself
         mixed_precision=args.mixed_precision,
         log_with=None if args.report_to == "none" else args.report_to,
@@ -233,6 +230,7 @@ def main():
         model.freeze_encoder()
     elif pretrained:
         model.unfreeze_encoder()
+    model.get_encoder().cnn.to(memory_format=torch.channels_last)  # what convolutions are fastest with
     if args.gradient_checkpointing:
         model.activation_checkpointing_enable()
     logger.info(
@@ -282,10 +280,6 @@ def main():
     # 4. The optimiser
     encoder_learning_rate = args.encoder_learning_rate or args.learning_rate * (0.1 if pretrained else 1.0)
     groups = parameter_groups(model, args.learning_rate, encoder_learning_rate, args.weight_decay)
-    words_in_image = None
-    if args.word_prediction_weight > 0:
-        words_in_image = WordsInImage(model.config)
-        groups.append({"params": list(words_in_image.parameters()), "weight_decay": 0.0})
     optimizer = torch.optim.AdamW(groups, args.learning_rate, betas=(0.9, 0.98), fused=True)
     steps_per_epoch = math.ceil(len(loader) / args.gradient_accumulation_steps)
     num_steps = args.max_train_steps or steps_per_epoch * args.num_train_epochs
@@ -296,8 +290,6 @@ def main():
         num_warmup_steps=round(args.warmup_ratio * num_steps),
         num_training_steps=num_steps,
     )
-    if words_in_image is not None:
-        words_in_image = accelerator.prepare(words_in_image)
     model, optimizer = accelerator.prepare(model, optimizer)
     accelerator.register_for_checkpointing(scheduler)
     captioner = accelerator.unwrap_model(model)
@@ -381,13 +373,9 @@ def main():
             for index, batch in enumerate(micro_batches):
                 is_last = index == len(micro_batches) - 1
                 with nullcontext() if is_last else accelerator.no_sync(model):
-                    outputs = model(**batch, num_items_in_batch=num_tokens)
-                    share = outputs.loss
-                    if words_in_image is not None:
-                        words = words_in_image(outputs.encoder_last_hidden_state, batch["labels"])
-                        share = share + args.word_prediction_weight / len(micro_batches) * words
+                    share = model(**batch, num_items_in_batch=num_tokens).loss
                     accelerator.backward(share)
-                loss += outputs.loss.detach()
+                loss += share.detach()
             accelerator.clip_grad_norm_(trained, args.max_grad_norm)
             optimizer.step()
             scheduler.step()

@@ -174,3 +174,11 @@ def test_a_failed_page_leaves_the_old_one(tmp_path, monkeypatch):
         write_gallery(path, [], title="new")
     assert [p.name for p in tmp_path.iterdir()] == ["gallery.html"]
     assert "old" in path.read_text(encoding="utf-8")
+
+
+def test_maps_belong_to_the_tokens_where_a_word_has_several(tmp_path):
+    words = ["a", "man", "'s", "dog", "<eos>"]
+    row = GalleryRow(photograph(), "a man's dog", log_probs=[-0.1] * 5, attentions=np.ones((5, 2, 2)), words=words)
+    page = Page(write_gallery(tmp_path / "gallery.html", [row]))
+    assert len(page.pictures()) == 1 + 5
+    assert "'s" in page.text

@@ -31,7 +31,7 @@ Point = tuple[float, float]
 Color = tuple[int, int, int]
 
 # what a picture is about, and how often; pictures of a single thing teach its name
-TOPICS = {"single": 5, "count": 3, "group": 2, "relation": 8, "between": 2, "action": 5}
+TOPICS = {"single": 3, "count": 3, "group": 4, "relation": 8, "between": 3, "action": 4}
 TEXTURE_WEIGHTS = {"plain": 2, "striped": 1, "dotted": 1}
 NUM_CAPTIONS = 5
 HELD_OUT = 0.2  # share of the combinations that only `test` shows
@@ -44,13 +44,13 @@ RGB = {
     "purple": (125, 45, 165),
 }
 INK = (70, 70, 75)  # of the lines that show motion
-RADIUS = {"small": (0.115, 0.13), "large": (0.19, 0.21)}  # in image widths
-CONTAINER_RADIUS = (0.37, 0.41)  # large enough for a small object to lie inside
+RADIUS = {"small": (0.125, 0.14), "large": (0.19, 0.21)}  # in image widths
+INSIDE_RADII = ((0.14, 0.16), (0.37, 0.41))  # of what is inside, and of what is around it
 SUPERSAMPLING = 4
 
 
 def build_shapes(
-    num_train: int = 6000,
+    num_train: int = 8000,
     num_validation: int = 500,
     num_test: int = 500,
     image_size: int = 64,
@@ -139,15 +139,16 @@ def _any_scene(rng: random.Random) -> Meaning:
         thing, other = _things(rng, [None] * 2)
         return Meaning("group", ((thing,) * count + (other,) * other_count,))
     if topic == "between":
-        middle, side, other_side = _things(rng, ["small"] * 3)
-        return Meaning("between", ((middle,), (side, rng.choice((side, other_side)))))
+        middle, side = _things(rng, ["small"] * 2)
+        return Meaning("between", ((middle,), (side, side)))
     if topic == "action":
         action, prop = rng.choice(list(ACTIONS.items()))
         kind = "circle" if action.startswith("rolls") else rng.choice(list(SHAPES))
         actor = Thing(rng.choice(list(COLORS)), kind, texture=_texture(rng))
         return Meaning(action, ((actor,), (Thing(rng.choice(list(COLORS)), prop),)))
     relation = rng.choice(RELATIONS)
-    thing, other = _things(rng, ["small", "large"] if relation == "inside" else [None] * 2)
+    sizes = {"inside": ["small", "large"], "in front of": ["large", "large"]}.get(relation, [None, None])
+    thing, other = _things(rng, sizes)
     return Meaning(relation, ((thing,), (other,)))
 
 
@@ -175,7 +176,7 @@ def draw_scene(scene: Meaning, rng: random.Random, image_size: int = 64) -> Imag
         _draw_action(canvas, scene, rng)
     else:
         for thing, center, radius in _layout(scene, rng):
-            canvas.thing(thing, center, radius)
+            canvas.thing(thing, center, radius, has_edge=scene.relation == "in front of")
     return canvas.image.reduce(SUPERSAMPLING)
 
 
@@ -198,7 +199,7 @@ def _layout(scene: Meaning, rng: random.Random) -> list[tuple[Thing, Point, floa
         if rng.random() < 0.5:
             centers = [(y, x) for x, y in centers]
     elif scene.relation == "inside":
-        radii[1] = rng.uniform(*CONTAINER_RADIUS)
+        radii = [rng.uniform(*radius) for radius in INSIDE_RADII]
         centers = [(0.5 + jitter(), 0.52 + jitter()), (0.5, 0.5)]
     elif scene.relation == "in front of":
         apart = _partly_hidden(things, radii, angle=rng.uniform(0, 2 * math.pi))
@@ -215,7 +216,7 @@ def _layout(scene: Meaning, rng: random.Random) -> list[tuple[Thing, Point, floa
 def _partly_hidden(things: Sequence[Thing], radii: Sequence[float], angle: float) -> complex:
     """How far apart to lay two things for the first to hide a part of the second, but not so much that none knows it."""
     front, back = ([radius * p for p in OUTLINES[thing.kind]] for thing, radius in zip(things, radii, strict=True))
-    goal = 0.3 * min(_area(front), _area(back))
+    goal = 0.15 * min(_area(front), _area(back))
     apart = cmath.rect(1.2 * sum(radii), angle)
     while _area(back, [p + apart for p in front]) < goal:
         apart *= 0.95
@@ -291,12 +292,14 @@ class _Canvas:
             ax, ay = x - start * radius * dx - offset * radius * dy, y - start * radius * dy + offset * radius * dx
             self.line([(ax - 0.02 * dx, ay - 0.02 * dy), (ax - length * dx, ay - length * dy)])
 
-    def thing(self, thing: Thing, center: Point, radius: float) -> None:
-        """One of the shapes, a little turned, in its color and texture."""
+    def thing(self, thing: Thing, center: Point, radius: float, has_edge: bool = False) -> None:
+        """One of the shapes, a little turned, in its color and texture; with an edge it stands out from what is behind."""
         angle = self.rng.uniform(-0.15, 0.15)
         turn = complex(math.cos(angle), math.sin(angle)) * radius
         corners = [complex(*center) + turn * point for point in OUTLINES[thing.kind]]
         points = [(p.real, p.imag) for p in corners]
+        if has_edge:
+            self.line([*points, *points[:2]], (255, 255, 255), width=0.05)
         color = _jitter(RGB[thing.color], self.rng, 10)
         if thing.texture in (None, "plain"):
             self.polygon(points, color)

@@ -42,7 +42,7 @@ NOUN_PHRASES = (
     "{count} {size} {color} {kind} with {pattern}",
 )
 
-# {a}, {b} and {c} are noun phrases. In a relation {a} is the first argument: "above" means that a is above b.
+# {a} and {b} are noun phrases. In a relation {a} is the first argument: "above" means that a is above b.
 SENTENCES: dict[str, tuple[str, ...]] = {
     "group": (
         "{a}",
@@ -105,10 +105,6 @@ SENTENCES: dict[str, tuple[str, ...]] = {
         "{a} is between {b}",
         "{b} with {a} between them",
         "between {b} there is {a}",
-        "{a} between {b} and {c}",
-        "{a} is between {b} and {c}",
-        "{b} and {c} with {a} between them",
-        "between {b} and {c} there is {a}",
     ),
     "jumps over": (
         "{a} jumps over {b}",
@@ -187,7 +183,7 @@ class Meaning:
 def describe(meaning: Meaning, rng: random.Random) -> str:
     """Say `meaning` in one of its wordings, as a person would write a caption: lower case, now and then a full stop."""
     phrases = [list(dict.fromkeys(role)) for role in meaning.roles]
-    slots = dict(zip("abc", itertools.chain(*phrases), strict=False))
+    slots = dict(zip("ab", itertools.chain(*phrases), strict=False))
     counts = {slot: meaning.things.count(thing) for slot, thing in slots.items()}
     if meaning.relation == "group" and len(slots) == 2 and rng.random() < 0.5:  # no role to tell the two apart
         slots["a"], slots["b"] = slots["b"], slots["a"]
@@ -271,11 +267,9 @@ def _readings(text: str) -> Iterator[Meaning]:
     for relation, regex in _SENTENCE_REGEXES:
         if match := regex.fullmatch(text):
             slots = {slot: _parse_noun_phrase(phrase) for slot, phrase in sorted(match.groupdict().items())}
-            if relation == "group":
-                roles = [tuple(itertools.chain(*slots.values()))]
-            else:
-                roles = [slots["a"], slots["b"] + slots.get("c", ())]
-            yield Meaning(relation, tuple(roles))
+            # a group is one role, whatever stands in it
+            roles = (tuple(itertools.chain(*slots.values())),) if relation == "group" else tuple(slots.values())
+            yield Meaning(relation, roles)
 
 
 def _parse_noun_phrase(phrase: str) -> tuple[Thing, ...]:

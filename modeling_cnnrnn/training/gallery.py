@@ -33,9 +33,11 @@ class GalleryRow:
         references: what people wrote.
         log_probs: natural logarithm of the probability of each generated token, the end token included.
         is_correct: whether the sentence is right, where that is known.
-        attentions: `(num_words, height, width)`, where the model looked while it wrote each word of `caption`; maps of
-            further tokens, such as the end, are left out.
+        attentions: `(num_words, height, width)`, where the model looked while it wrote each word; maps of further tokens,
+            such as the end, are left out.
         name: file name or id.
+        words: what `log_probs` and `attentions` belong to, if not the words of `caption`: a tokenizer may make two tokens
+            of "man's".
     """
 
     image: Image.Image
@@ -45,6 +47,7 @@ class GalleryRow:
     is_correct: bool | None = None
     attentions: np.ndarray | None = None
     name: str | None = None
+    words: Sequence[str] | None = None
 
 
 def write_gallery(
@@ -90,7 +93,7 @@ def _prepare(row: GalleryRow, thumbnail_size: int) -> dict:
     # drawn pictures are smaller than a thumbnail: they stay as they are, pixel by pixel
     is_small = max(image.size) <= thumbnail_size // 2
     image.thumbnail((thumbnail_size, thumbnail_size))
-    words = row.caption.split()
+    words = row.caption.split() if row.words is None else row.words
     veils: list[str] = []
     if row.attentions is not None:
         maps = np.asarray(row.attentions, dtype=np.float32)
