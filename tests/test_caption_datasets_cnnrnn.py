@@ -512,12 +512,31 @@ def test_local_layout_is_understood(tmp_path, layout, streaming):
     assert (grouped(found) if streaming else found) == rows
 
 
-def test_shapes_keep_what_they_show(monkeypatch):
-    monkeypatch.setattr(shapes, "build_shapes", lambda: build_shapes(num_train=2, num_validation=1, num_test=1))
-    splits = load_caption_dataset("shapes")
+@pytest.fixture
+def few_shapes(monkeypatch):
+    """`shapes` with two pictures to learn from; returns how often they were drawn."""
+    drawn = []
+
+    def draw(num_proc):
+        drawn.append(num_proc)
+        return build_shapes(num_train=2, num_validation=1, num_test=1)
+
+    monkeypatch.setattr(shapes, "build_shapes", draw)
+    return drawn
+
+
+def test_shapes_keep_what_they_show(few_shapes, tmp_path):
+    splits = load_caption_dataset("shapes", cache_dir=str(tmp_path))
     assert splits["train"].column_names == ["image", "captions", "image_id", "scene"]
-    streamed = load_caption_dataset("shapes", streaming=True)
+    streamed = load_caption_dataset("shapes", streaming=True, cache_dir=str(tmp_path))
     assert [row["scene"] for row in streamed["train"]] == splits["train"]["scene"][:]
+
+
+def test_shapes_are_drawn_once(few_shapes, tmp_path):
+    for _ in range(2):
+        load_caption_dataset("shapes", cache_dir=str(tmp_path))
+    assert len(few_shapes) == 1
+    assert [path.name.startswith("shapes-") for path in tmp_path.iterdir()] == [True]
 
 
 def test_saved_dataset_is_loaded_again(tmp_path):

@@ -135,7 +135,7 @@ def _any_scene(rng: random.Random) -> Meaning:
         return Meaning("group", ((_things(rng, [None])[0],) * count,))
     if topic == "group":
         # one of each would be a relation: one thing is always left of or above the other
-        count, other_count = rng.choice(((1, 2), (1, 3), (2, 2)))
+        count, other_count = rng.choice(((1, 2), (2, 2)))
         thing, other = _things(rng, [None] * 2)
         return Meaning("group", ((thing,) * count + (other,) * other_count,))
     if topic == "between":
@@ -147,8 +147,8 @@ def _any_scene(rng: random.Random) -> Meaning:
         actor = Thing(rng.choice(list(COLORS)), kind, texture=_texture(rng))
         return Meaning(action, ((actor,), (Thing(rng.choice(list(COLORS)), prop),)))
     relation = rng.choice(RELATIONS)
-    sizes = {"inside": ["small", "large"], "in front of": ["large", "large"]}.get(relation, [None, None])
-    thing, other = _things(rng, sizes)
+    sizes: dict[str, list[str | None]] = {"inside": ["small", "large"], "in front of": ["large", "large"]}
+    thing, other = _things(rng, sizes.get(relation, [None, None]))
     return Meaning(relation, ((thing,), (other,)))
 
 
@@ -188,6 +188,12 @@ def _layout(scene: Meaning, rng: random.Random) -> list[tuple[Thing, Point, floa
     if scene.relation == "group":
         # three things in a grid of 2 x 2 are never in a row: nothing looks as if it were between the others
         grid = rng.sample(list(itertools.product(range(2), repeat=2)), len(things))
+        if len(set(things)) == 2:  # what looks alike stands together, in a column or a row
+            number = things.count(things[0])
+            columns = zip(rng.sample(range(2), 2), (number, len(things) - number), strict=True)
+            grid = [(column, row) for column, height in columns for row in rng.sample(range(2), height)]
+            if rng.random() < 0.5:
+                grid = [(row, column) for column, row in grid]
         centers = []
         for (column, row), radius in zip(grid, radii, strict=True):
             room = max(0.0, 0.23 - radius)
