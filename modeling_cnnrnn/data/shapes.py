@@ -34,7 +34,7 @@ Color = tuple[int, int, int]
 TOPICS = {"single": 3, "count": 3, "group": 4, "relation": 8, "between": 3, "action": 4}
 TEXTURE_WEIGHTS = {"plain": 2, "striped": 1, "dotted": 1}
 NUM_CAPTIONS = 5
-HELD_OUT = 0.2  # share of the combinations that only `test` shows
+HELD_OUT = 0.12  # share of the combinations that only `test` shows
 
 RGB = {
     "red": (215, 35, 40),
