@@ -18,7 +18,7 @@ install: $(VENV)/.dev  ## Make .venv with all that development needs
 
 $(VENV)/.%: pyproject.toml $(CONSTRAINTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c $(CONSTRAINTS) -e '.[$*]'
+	$(BIN)/pip install --quiet --quiet --disable-pip-version-check --no-compile -c $(CONSTRAINTS) -e '.[$*]'
 	touch $@
 
 demo: $(VENV)/.train  ## Learn to describe drawn pictures from scratch, in minutes: model, scores and a page of pictures

@@ -8,13 +8,13 @@ Files that cannot be read are named and counted, and the rest is done.
 """
 
 import json
-import logging
 import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import transformers
 from PIL import Image
 from tqdm.auto import tqdm
 from transformers import set_seed
@@ -81,7 +81,7 @@ def write_table(path: Path, rows: list[dict]) -> None:
 
 def main():
     (args,) = parse_arguments([CaptionArguments], __doc__)
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    transformers.logging.disable_progress_bar()  # of weights, which are read in no time
     set_seed(args.seed)
     output = Path(args.output) if args.output else None
     if output is not None and output.suffix not in FORMATS:

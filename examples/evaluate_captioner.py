@@ -72,12 +72,12 @@ class EvaluationArguments:
 
 def main():
     (args,) = parse_arguments([EvaluationArguments], __doc__)
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    logging.basicConfig(format="%(message)s")
     # several processes do not find each other on a CPU unless it is named
     accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=args.mixed_precision)
-    if not accelerator.is_main_process:
-        logger.setLevel(logging.WARNING)
-        transformers.logging.set_verbosity_error()
+    for name in ("evaluate_captioner", "modeling_cnnrnn"):
+        logging.getLogger(name).setLevel(logging.INFO if accelerator.is_main_process else logging.ERROR)
+    transformers.logging.disable_progress_bar()  # of weights, which are read in no time
     set_seed(args.seed)
     output_dir = Path(args.output_dir)
 

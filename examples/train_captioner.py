@@ -149,7 +149,7 @@ class TrainingArguments:
 
 def main():
     data_args, model_args, args = parse_arguments([DataArguments, ModelArguments, TrainingArguments], __doc__)
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    logging.basicConfig(format="%(message)s")
     output_dir = Path(args.output_dir)
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),  # or several processes would not find each other on a CPU
@@ -159,9 +159,9 @@ def main():
         project_config=ProjectConfiguration(project_dir=str(output_dir), logging_dir=str(output_dir / "logs")),
     )
     is_main = accelerator.is_main_process
-    if not is_main:
-        logger.setLevel(logging.WARNING)
-        transformers.logging.set_verbosity_error()
+    for name in ("train_captioner", "modeling_cnnrnn"):
+        logging.getLogger(name).setLevel(logging.INFO if is_main else logging.ERROR)
+    transformers.logging.disable_progress_bar()  # of weights, which are read and written in no time
     checkpoint = find_checkpoint(output_dir, args.resume_from_checkpoint)
     set_seed(args.seed)
 

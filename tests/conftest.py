@@ -41,9 +41,11 @@ def _decoders() -> list[dict]:
     ]
 
 
+torch.set_num_threads(1)  # here, for fixtures of modules too: sums over several threads round differently
+
+
 @pytest.fixture(autouse=True)
 def seed():
-    torch.set_num_threads(1)
     set_seed(0)
 
 

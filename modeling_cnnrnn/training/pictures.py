@@ -46,21 +46,21 @@ def save_training_curves(
         steps: rows with `step`, `loss` and `learning_rate`.
         evaluations: rows with `step` and any scores; `loss` is drawn beside the training's.
     """
-    metrics = [name for name in ("CIDEr", "BLEU-4", "ROUGE-L", "accuracy") if any(name in row for row in evaluations)]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
-    left.plot([row["step"] for row in steps], [row["loss"] for row in steps], label="training", linewidth=1)
-    left.plot([row["step"] for row in evaluations], [row["loss"] for row in evaluations], "o-", label="validation")
-    left.set(xlabel="step", ylabel="loss (nats per token)")
-    left.legend(loc="upper right")
-    rate = left.twinx()
+    figure, axes = plt.subplots(1, 3, figsize=(14, 4), layout="constrained")
+    axes[0].plot([row["step"] for row in steps], [row["loss"] for row in steps], label="training", linewidth=1)
+    panels = [(axes[0], ["loss"], "loss (nats per token)"), (axes[1], ["CIDEr"], "CIDEr")]
+    for axis, names, title in [*panels, (axes[2], ["BLEU-1", "BLEU-4", "ROUGE-L", "accuracy"], "other scores")]:
+        for name in names:
+            rows = [row for row in evaluations if row.get(name) is not None]
+            if rows:
+                label = "validation" if len(names) == 1 else name
+                axis.plot([row["step"] for row in rows], [row[name] for row in rows], "o-", label=label)
+        axis.set(xlabel="step", title=title)
+        if axis.lines:
+            axis.legend()
+    rate = axes[0].twinx()
     rate.plot([row["step"] for row in steps], [row["learning_rate"] for row in steps], color="0.75", linewidth=1)
     rate.set_ylabel("learning rate", color="0.5")
-    for name in metrics:
-        rows = [row for row in evaluations if row.get(name) is not None]
-        right.plot([row["step"] for row in rows], [row[name] for row in rows], "o-", label=name)
-    right.set(xlabel="step", ylabel="score on validation")
-    if metrics:
-        right.legend(loc="lower right")
     _save(figure, path)
 
 
