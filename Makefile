@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CONSTRAINTS ?= constraints.txt
 OUTPUT ?= outputs/shapes
-SOURCES := modeling_cnnrnn examples tests hub_card
+SOURCES := modeling_cnnrnn examples tests
 # the tests and the demo need no network; tokenizers' threads and forked workers do not go together
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
