@@ -9,10 +9,10 @@ SOURCES := modeling_cnnrnn examples tests
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo test test-slow test-java test-oldest benchmark-metrics quality style clean
+.PHONY: help install demo test test-slow test-java benchmark-metrics quality style clean
 
 help:  ## What this file can do
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 20
 
 install: $(VENV)/.dev  ## Make .venv with all that development needs
 
@@ -40,9 +40,6 @@ benchmark-metrics: install  ## Speed of the metrics beside pycocoevalcap's
 	$(BIN)/pip install --quiet -c $(CONSTRAINTS) -e '.[java]'
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python examples/benchmark_metrics.py
 
-test-oldest:  ## The tests on the oldest versions that pyproject.toml allows
-	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
-
 quality: install  ## Check style and types
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
@@ -53,4 +50,4 @@ style: install  ## Mend style
 	$(BIN)/ruff format $(SOURCES)
 
 clean:  ## Remove what the commands above have made
-	rm -rf $(VENV) .venv-oldest outputs build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) outputs build *.egg-info .pytest_cache .ruff_cache .mypy_cache
