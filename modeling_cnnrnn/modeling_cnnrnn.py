@@ -16,9 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoConfig, AutoModel, GenerationMixin, PreTrainedModel
-from transformers import initialization as init
-from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers import AutoConfig, AutoModel, GenerationMixin
 from transformers.modeling_outputs import (
     BaseModelOutput,
     BaseModelOutputWithPastAndCrossAttentions,
@@ -28,246 +26,12 @@ from transformers.modeling_outputs import (
 from transformers.utils import can_return_tuple
 
 from .configuration_cnnrnn import CnnRnnConfig
-from .recurrence_cnnrnn import RNN_CLASSES, CnnRnnAttention, CnnRnnCache, rnn_step
+from .encoder_cnnrnn import CnnRnnEncoder, CnnRnnPreTrainedModel, align_weights
+from .recurrence_cnnrnn import RNN_CLASSES, CnnRnnAttention, CnnRnnCache, StepLinear, rnn_step
 
 
 if TYPE_CHECKING:  # `save_pretrained` copies to the Hub each file that this one imports, and finds them by reading
     from .pipeline_cnnrnn import ImageToTextPipeline  # noqa: F401
-
-
-class CnnRnnPreTrainedModel(PreTrainedModel):
-    """Weights' initialisation, loading and saving, and the freezing of the CNN."""
-
-    config_class = CnnRnnConfig
-    base_model_prefix = "model"
-    main_input_name = "pixel_values"
-    input_modalities = ("image", "text")
-    supports_gradient_checkpointing = True
-    _no_split_modules = ["CnnRnnDecoder"]  # noqa: RUF012
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
-    _is_stateful = True  # a recurrent state cannot be rolled back: no assisted generation
-
-    @classmethod
-    def from_pretrained(cls, *args, **kwargs):
-        """As in transformers, but what is loaded computes what was saved to the last bit, also on a CPU."""
-        loaded = super().from_pretrained(*args, **kwargs)
-        _align_weights(loaded[0] if isinstance(loaded, tuple) else loaded)
-        return loaded
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
-        super()._init_weights(module)
-        if isinstance(module, nn.RNNBase):  # the base method knows only nn.LSTM
-            for name, parameter in module.named_parameters():
-                if name.startswith("weight_ih"):
-                    init.xavier_uniform_(parameter)
-                elif name.startswith("weight_hh"):
-                    for gate in parameter.chunk(parameter.shape[0] // module.hidden_size):
-                        gate._is_hf_initialized = getattr(parameter, "_is_hf_initialized", False)
-                        init.orthogonal_(gate)
-                else:
-                    init.zeros_(parameter)
-            if isinstance(module, nn.LSTM) and not getattr(module.bias_ih_l0, "_is_hf_initialized", False):
-                # a forget gate that starts open lets the gradient reach the image through the whole sentence
-                init.ones_(module.bias_ih_l0[module.hidden_size : 2 * module.hidden_size])
-
-    def freeze_encoder(self):
-        """Keep the CNN as it is: no gradient, no dropout, and BatchNorm statistics that do not move."""
-        encoder = self.get_encoder()
-        encoder.cnn.requires_grad_(False)
-        encoder.train(encoder.training)
-
-    def unfreeze_encoder(self):
-        """Finetune the CNN, all but its BatchNorm layers: small batches of captions would ruin their statistics."""
-        encoder = self.get_encoder()
-        encoder.cnn.requires_grad_(True)
-        for module in encoder.cnn.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.requires_grad_(False)
-        encoder.train(encoder.training)
-
-
-def _align_weights(model: nn.Module):
-    """A file's tensors lie at any address; matrix products on a CPU round otherwise there than where torch puts them."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        if type(tensor.data) is torch.Tensor and tensor.device.type == "cpu" and tensor.data_ptr() % 64 != 0:
-            tensor.data = tensor.data.clone()
-
-
-class CnnRnnEncoder(CnnRnnPreTrainedModel):
-    """A CNN and the projection of its regions into the space of the word embeddings."""
-
-    def __init__(self, config: CnnRnnConfig):
-        super().__init__(config)
-        self.cnn = AutoModel.from_config(config.encoder)
-        self.projection = nn.Linear(self._num_feature_channels(), config.embedding_size)
-        self.dropout = nn.Dropout(config.feature_dropout)
-        self.checkpoint = _Checkpoint()
-        self.post_init()
-
-    @torch.no_grad()
-    def _num_feature_channels(self) -> int:
-        """Channels of the CNN's feature map; raises a `ValueError` where there is none."""
-        kind = f"`encoder` (`model_type` '{self.config.encoder.model_type}')"
-        remedy = "pass a CNN such as ResNet, ConvNeXt, EfficientNet or MobileNet."
-        size = getattr(self.config.encoder, "image_size", None) or 64
-        height, width = (size, size) if isinstance(size, int) else size
-        parameter = next(self.cnn.parameters())
-        pixel_values = parameter.new_zeros(1, getattr(self.config.encoder, "num_channels", 3), height, width)
-        try:
-            features = self._feature_map(self.cnn.eval(), pixel_values)[0]
-        except (AttributeError, TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{kind} does not turn an image into a feature map ({error}): {remedy}") from error
-        finally:
-            self.cnn.train(self.training)
-        if features.ndim != 4:
-            raise ValueError(
-                f"{kind} returns features of shape {tuple(features.shape)} and not (batch, channels, height, width): "
-                + remedy
-            )
-        return features.shape[1]
-
-    def _feature_map(self, cnn: nn.Module, pixel_values: torch.Tensor, output_hidden_states: bool = False):
-        layer = self.config.vision_feature_layer
-        outputs = cnn(pixel_values, output_hidden_states=output_hidden_states or layer != -1, return_dict=True)
-        if layer == -1:
-            return outputs.last_hidden_state, outputs.hidden_states if output_hidden_states else None
-        if not -len(outputs.hidden_states) <= layer < len(outputs.hidden_states):
-            raise ValueError(
-                f"`vision_feature_layer` is {layer} but the CNN has {len(outputs.hidden_states)} hidden states."
-            )
-        return outputs.hidden_states[layer], outputs.hidden_states if output_hidden_states else None
-
-    def train(self, mode: bool = True):
-        """As in torch, but what has no gradient stays in evaluation: a frozen CNN, and each frozen BatchNorm."""
-        super().train(mode)
-        if not any(parameter.requires_grad for parameter in self.cnn.parameters()):
-            self.cnn.eval()
-        for module in self.cnn.modules():
-            is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
-            if is_norm and not any(parameter.requires_grad for parameter in module.parameters()):
-                module.eval()
-        return self
-
-    def extract_image_features(
-        self, pixel_values: torch.Tensor, output_hidden_states: bool = False
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
-        """
-        What the CNN sees. With a frozen CNN this is worth storing: pass it as `image_features` later.
-
-        Args:
-            pixel_values: `(batch_size, num_channels, height, width)`, as the image processor returns them.
-
-        Returns:
-            The image features `(batch_size, num_regions, num_feature_channels)`, and the hidden states of the CNN.
-
-        Raises:
-            ValueError: an empty batch, another number of channels than the CNN takes, or pixels that are not finite.
-        """
-        self._check_pixel_values(pixel_values)
-        pixel_values = pixel_values.to(self.projection.weight.dtype)
-        is_learning = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.cnn.parameters())
-        if self.checkpoint.gradient_checkpointing and self.training and is_learning:
-            with _CheckpointedBlocks(self.cnn, self.checkpoint):
-                features, hidden_states = self._feature_map(self.cnn, pixel_values, output_hidden_states)
-        else:
-            features, hidden_states = self._feature_map(self.cnn, pixel_values, output_hidden_states)
-        return features.flatten(2).transpose(1, 2), hidden_states
-
-    def _check_pixel_values(self, pixel_values: torch.Tensor):
-        num_channels = getattr(self.config.encoder, "num_channels", 3)
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != num_channels:
-            raise ValueError(
-                f"`pixel_values` has shape {tuple(pixel_values.shape)}: pass (batch_size, {num_channels}, height, "
-                "width), as the processor returns it."
-            )
-        if pixel_values.shape[0] == 0:
-            raise ValueError("`pixel_values` is an empty batch: pass at least one image.")
-        if not torch.compiler.is_compiling() and not pixel_values.isfinite().all():
-            raise ValueError("`pixel_values` holds NaN or infinite values: check how the images were read.")
-
-    @can_return_tuple
-    def forward(
-        self,
-        pixel_values: torch.Tensor | None = None,
-        image_features: torch.Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        **kwargs,
-    ) -> BaseModelOutput:
-        """
-        Args:
-            pixel_values: `(batch_size, num_channels, height, width)`.
-            image_features: in place of `pixel_values`, what `extract_image_features` returned.
-
-        Returns:
-            `last_hidden_state` `(batch_size, num_regions, embedding_size)`, what the decoder looks at. A decoder without
-            attention sees the mean of the regions alone: there, `num_regions` is 1.
-        """
-        if (pixel_values is None) == (image_features is None):
-            raise ValueError("Pass either `pixel_values` or `image_features` (or `encoder_outputs`), and not both.")
-        hidden_states = None
-        if image_features is None:
-            if output_hidden_states is None:
-                output_hidden_states = self.config.output_hidden_states
-            image_features, hidden_states = self.extract_image_features(pixel_values, bool(output_hidden_states))
-        image_features = image_features.to(self.projection.weight.dtype)
-        if self.config.attention_type == "none":
-            image_features = image_features.mean(dim=1, keepdim=True)
-        regions = self.dropout(self.projection(image_features))
-        return BaseModelOutput(last_hidden_state=regions, hidden_states=hidden_states)
-
-
-class _Checkpoint(GradientCheckpointingLayer):
-    """The switch of `activation_checkpointing_enable()`: while it is on, what runs through here is run again backward."""
-
-    def forward(self, block, *args, **kwargs):
-        return block(*args, **kwargs)
-
-
-class _CheckpointedBlocks:
-    """
-    Within this context each block of a CNN forgets its activations and computes them again in the backward pass.
-
-    Works on any CNN: its blocks are the elements of its outermost `nn.ModuleList`s and `nn.Sequential`s. The second
-    computation does not count a second time in the statistics of BatchNorm.
-    """
-
-    def __init__(self, cnn: nn.Module, checkpoint: _Checkpoint):
-        self.blocks = list(self._find(cnn))
-        self.checkpoint = checkpoint
-
-    def _find(self, module: nn.Module):
-        for child in module.children():
-            if isinstance(child, (nn.ModuleList, nn.Sequential)):
-                yield from child
-            else:
-                yield from self._find(child)
-
-    def __enter__(self):
-        for block in self.blocks:
-            block.forward = self._wrap(block, block.forward)
-
-    def __exit__(self, *exception):
-        for block in self.blocks:
-            del block.forward  # the instance attribute: the class's own method shows again
-
-    def _wrap(self, block: nn.Module, forward):
-        runs = 0
-
-        def run(*args, **kwargs):
-            nonlocal runs
-            runs += 1
-            norms = [m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)] if runs > 1 else []
-            statistics = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-            for norm in norms:
-                norm.momentum, norm.num_batches_tracked = 0.0, None
-            try:
-                return forward(*args, **kwargs)
-            finally:
-                for norm, (momentum, num_batches_tracked) in zip(norms, statistics, strict=True):
-                    norm.momentum, norm.num_batches_tracked = momentum, num_batches_tracked
-
-        return lambda *args, **kwargs: self.checkpoint(run, *args, **kwargs)
 
 
 class CnnRnnDecoder(CnnRnnPreTrainedModel):
@@ -333,32 +97,66 @@ class CnnRnnDecoder(CnnRnnPreTrainedModel):
         regions: torch.Tensor,
         keys: torch.Tensor | None,
         mask: torch.Tensor | None,
+        lengths: torch.Tensor | None,
     ):
-        """Read a sequence word by word, as attention, masks and generation need it. Returns as `_run_fused`."""
+        """
+        Read sequences word by word, as attention, masks and generation need it. Returns as `_run_fused`.
+
+        With `lengths` `(N,)`, a sequence takes part in as many steps as it is long, and its outputs after them are 0.
+        """
+        num_sequences, num_steps = inputs.shape[:2]
+        rows, num_rows = None, [num_sequences] * num_steps
+        steps = inputs.transpose(0, 1)
+        if lengths is not None:  # the longest first, so that those at work are always the first ones
+            rows = lengths.argsort(descending=True, stable=True)
+            at_work = lengths[rows] > torch.arange(num_steps, device=lengths.device)[:, None]  # (T, N)
+            num_rows = [count for count in at_work.sum(dim=1).tolist() if count > 0]
+            steps = steps[:, rows][at_work]
+            state = tuple(s[:, rows] for s in state)
         first = self.layers[0]
         word_weight, context_weight = first.weight_ih_l0.tensor_split([inputs.shape[-1]], dim=1)
-        inputs = F.linear(inputs, word_weight, first.bias_ih_l0)  # of all steps at once
+        words = F.linear(steps.reshape(-1, inputs.shape[-1]), word_weight, first.bias_ih_l0)  # of all steps at once
+        look, captions_per_image = self.attention, num_sequences // regions.shape[0]
+        if look is not None:
+            query, gate = (StepLinear(layer.weight, layer.bias) for layer in (look.query, look.gate))
+            context_product = StepLinear(context_weight)
+        input_products = [StepLinear(rnn.weight_ih_l0, rnn.bias_ih_l0) for rnn in self.layers[1:]]
+        hidden_products = [StepLinear(rnn.weight_hh_l0, rnn.bias_hh_l0) for rnn in self.layers]
+
         layer_states = [tuple(s[index] for s in state) for index in range(len(self.layers))]
         outputs: list[list[torch.Tensor]] = [[] for _ in self.layers]
         attentions = []
-        for step, output in enumerate(inputs.unbind(1)):
-            for index, rnn in enumerate(self.layers):
+        for step, output in enumerate(words.split(num_rows)):
+            count = num_rows[step]
+            if step > 0 and count < num_rows[step - 1]:
+                layer_states = [tuple(s[:count] for s in layer_state) for layer_state in layer_states]
+            if look is not None:
+                top = layer_states[-1][0]
+                context, weights = look(
+                    query(top), gate(top), keys, regions, None if rows is None else rows[:count], captions_per_image
+                )
+                output = output + context_product(context)
+                attentions.append(weights)
+            for index in range(len(self.layers)):
                 previous = layer_states[index]
                 if index > 0:
-                    output = F.linear(self.dropout(output), rnn.weight_ih_l0, rnn.bias_ih_l0)
-                elif self.attention is not None:
-                    context, weights = self.attention(layer_states[-1][0], keys, regions)
-                    output = output + F.linear(context, context_weight)
-                    attentions.append(weights)
-                hidden = F.linear(previous[0], rnn.weight_hh_l0, rnn.bias_hh_l0)
-                new = rnn_step(self.config.rnn_type, output, hidden, previous)
+                    output = input_products[index - 1](self.dropout(output))
+                new = rnn_step(self.config.rnn_type, output, hidden_products[index](previous[0]), previous)
                 if mask is not None:  # padding leaves the state as it is
                     new = tuple(torch.where(mask[:, step, None], n, p) for n, p in zip(new, previous, strict=True))
                 layer_states[index] = new
                 output = new[0]
                 outputs[index].append(output)
-        state = tuple(torch.stack(s) for s in zip(*layer_states, strict=True))
-        return [torch.stack(o, dim=1) for o in outputs], state, torch.stack(attentions, dim=1) if attentions else None
+
+        def join(steps: list[torch.Tensor]) -> torch.Tensor:
+            if lengths is None:
+                return torch.stack(steps, dim=1)
+            joined = steps[0].new_zeros(num_steps, num_sequences, steps[0].shape[-1])
+            joined[at_work] = torch.cat(steps)
+            return joined.transpose(0, 1)[rows.argsort()]
+
+        last_state = tuple(torch.stack(s) for s in zip(*layer_states, strict=True)) if lengths is None else None
+        return [join(steps) for steps in outputs], last_state, join(attentions) if attentions else None
 
     def _needs_steps(self, inputs: torch.Tensor, mask: torch.Tensor | None) -> bool:
         if self.attention is not None or mask is not None or inputs.shape[1] <= 2:
@@ -377,6 +175,7 @@ class CnnRnnDecoder(CnnRnnPreTrainedModel):
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        lengths: torch.LongTensor | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         """
@@ -386,6 +185,7 @@ class CnnRnnDecoder(CnnRnnPreTrainedModel):
                 the end of training captions needs none: an RNN does not look ahead.
             encoder_hidden_states: regions of B images, `(B, num_regions, embedding_size)`, N = B * K.
             inputs_embeds: in place of `input_ids`, `(N, T, embedding_size)`.
+            lengths: of training captions, `(N,)`: what comes after them need not be computed, and may be 0.
 
         Returns:
             `last_hidden_state` `(N, T, hidden_size)`; `cross_attentions`, one `(N, 1, T, num_regions)`.
@@ -434,12 +234,14 @@ class CnnRnnDecoder(CnnRnnPreTrainedModel):
             inputs = torch.cat([image[:, None], inputs], dim=1)
             if mask is not None:
                 mask = F.pad(mask, (1, 0), value=True)
+            if lengths is not None:
+                lengths = lengths + 1
 
         if self._needs_steps(inputs, mask):
             keys = cache.keys
             if self.attention is not None and keys is None:
                 keys = cache.keys = self.attention.key(encoder_hidden_states)
-            outputs, state, attentions = self._run_steps(inputs, state, encoder_hidden_states, keys, mask)
+            outputs, state, attentions = self._run_steps(inputs, state, encoder_hidden_states, keys, mask, lengths)
         else:
             outputs, state, attentions = self._run_fused(inputs, state)
         cache.update(state, num_tokens)
@@ -493,6 +295,7 @@ class CnnRnnModel(CnnRnnPreTrainedModel):
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        lengths: torch.LongTensor | None = None,
         **kwargs,
     ) -> Seq2SeqModelOutput:
         """
@@ -503,6 +306,7 @@ class CnnRnnModel(CnnRnnPreTrainedModel):
             encoder_outputs: what `get_encoder()` returned, in place of `pixel_values`.
             image_features: `(batch_size, num_regions, num_feature_channels)`, what
                 `get_encoder().extract_image_features` returned, in place of `pixel_values`.
+            lengths: of training captions, `(batch_size * K,)`: what comes after them need not be computed.
 
         Returns:
             `last_hidden_state` `(batch_size * K, T, hidden_size)`, K captions of the first image first.
@@ -532,6 +336,7 @@ class CnnRnnModel(CnnRnnPreTrainedModel):
             use_cache=use_cache,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
+            lengths=lengths,
             return_dict=True,
         )
         return Seq2SeqModelOutput(
@@ -599,7 +404,7 @@ class CnnRnnForConditionalGeneration(CnnRnnPreTrainedModel, GenerationMixin):
         model = cls(CnnRnnConfig(encoder=encoder_config, **decoder_kwargs))
         encoder = model.model.encoder
         encoder.cnn = AutoModel.from_pretrained(pretrained_model_name_or_path, **encoder_kwargs)
-        _align_weights(encoder.cnn)
+        align_weights(encoder.cnn)
         encoder.train(model.training)
         model.config.encoder.dtype = None  # the captioner has one dtype, its own
         return model.eval()
@@ -680,6 +485,8 @@ class CnnRnnForConditionalGeneration(CnnRnnPreTrainedModel, GenerationMixin):
         output_hidden_states: bool | None = None,
         skip_logits: bool | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
+        scheduled_sampling_probability: float = 0.0,
+        caption_weights: torch.Tensor | None = None,
         **kwargs,
     ) -> Seq2SeqLMOutput:
         """
@@ -693,6 +500,11 @@ class CnnRnnForConditionalGeneration(CnnRnnPreTrainedModel, GenerationMixin):
                 memory of a training step. By default they are left out in training mode only.
             num_items_in_batch: number of real tokens that the loss is divided by, where a batch is spread over several
                 calls or processes. By default those in `labels`.
+            scheduled_sampling_probability: in training mode, the probability with which a word that the decoder reads is
+                one of its own, drawn from what it predicted there (https://arxiv.org/abs/1506.03099).
+            caption_weights: `(batch_size,)` or `(batch_size, K)`, what the negative log-likelihood of each caption is
+                multiplied with: the advantage of a sampled caption in self-critical training
+                (https://arxiv.org/abs/1612.00563). The loss then is that alone, without the terms of training below.
 
         Returns:
             `loss`: cross-entropy per real token, in nats. In training mode with label smoothing and the doubly stochastic
@@ -702,13 +514,23 @@ class CnnRnnForConditionalGeneration(CnnRnnPreTrainedModel, GenerationMixin):
         Raises:
             ValueError: another number of captions than images, tokens outside the vocabulary, labels without a word.
         """
-        if labels is not None:
-            use_cache = False
-            if decoder_input_ids is None and decoder_inputs_embeds is None:
-                decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
         if skip_logits is None:
             skip_logits = self.training and labels is not None
         regularized = self.training and self.config.attention_regularization > 0 and labels is not None
+        lengths = None
+        if labels is not None:
+            use_cache = False
+            if skip_logits and not (output_attentions or output_hidden_states or torch.compiler.is_compiling()):
+                places = torch.arange(1, labels.shape[-1] + 1, device=labels.device)
+                lengths = (self._is_token(labels) * places).amax(dim=-1).clamp(min=1).flatten()
+            if decoder_input_ids is None and decoder_inputs_embeds is None:
+                decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
+            if self.training and scheduled_sampling_probability > 0:
+                if encoder_outputs is None:
+                    encoder_outputs = self.get_encoder()(pixel_values, image_features, return_dict=True)
+                decoder_input_ids = self._mix_in_own_words(
+                    decoder_input_ids, encoder_outputs[0], scheduled_sampling_probability
+                )
         outputs = self.model(
             pixel_values,
             decoder_input_ids=decoder_input_ids,
@@ -720,6 +542,7 @@ class CnnRnnForConditionalGeneration(CnnRnnPreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             output_attentions=output_attentions or regularized,
             output_hidden_states=output_hidden_states,
+            lengths=lengths,
             return_dict=True,
         )
         hidden_states = outputs.last_hidden_state
@@ -727,7 +550,7 @@ class CnnRnnForConditionalGeneration(CnnRnnPreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             attentions = outputs.cross_attentions[0][:, 0] if regularized else None
-            loss = self._caption_loss(hidden_states, logits, labels, attentions, num_items_in_batch)
+            loss = self._caption_loss(hidden_states, logits, labels, attentions, num_items_in_batch, caption_weights)
         if logits is not None and decoder_input_ids is not None and decoder_input_ids.ndim == 3:
             logits = logits.unflatten(0, decoder_input_ids.shape[:2])
         return Seq2SeqLMOutput(
@@ -740,10 +563,34 @@ class CnnRnnForConditionalGeneration(CnnRnnPreTrainedModel, GenerationMixin):
             encoder_hidden_states=outputs.encoder_hidden_states,
         )
 
-    def _caption_loss(self, hidden_states, logits, labels, attentions, num_items_in_batch) -> torch.Tensor:
+    def _is_token(self, labels: torch.Tensor) -> torch.Tensor:
+        """Where `labels` hold something to learn."""
+        return (labels != -100) & (labels != self.config.pad_token_id)
+
+    @torch.no_grad()
+    def _mix_in_own_words(
+        self, decoder_input_ids: torch.LongTensor, regions: torch.Tensor, probability: float
+    ) -> torch.LongTensor:
+        """Scheduled sampling: put words of the model in the place of some, each drawn after those before it."""
+        mixed = decoder_input_ids.flatten(0, -2).clone()
+        is_replaced = torch.rand(mixed.shape, device=mixed.device) < probability
+        is_replaced &= mixed != self.config.pad_token_id
+        cache = CnnRnnCache()
+        for step in range(1, mixed.shape[1]):
+            decoder_outputs = self.model.decoder(
+                mixed[:, step - 1 : step], encoder_hidden_states=regions, past_key_values=cache, use_cache=True
+            )
+            chosen = is_replaced[:, step]
+            logits = self.lm_head(decoder_outputs.last_hidden_state[chosen, -1]).float()
+            mixed[chosen, step] = logits.softmax(dim=-1).multinomial(1).squeeze(-1)
+        return mixed.view_as(decoder_input_ids)
+
+    def _caption_loss(
+        self, hidden_states, logits, labels, attentions, num_items_in_batch, caption_weights
+    ) -> torch.Tensor:
         """Cross-entropy at real tokens, the only places where the vocabulary is computed if `logits` is `None`."""
         labels = labels.reshape(-1, labels.shape[-1])
-        is_token = (labels != -100) & (labels != self.config.pad_token_id)
+        is_token = self._is_token(labels)
         targets = labels[is_token]
         if not torch.compiler.is_compiling():
             if targets.numel() == 0 and num_items_in_batch is None:
@@ -753,8 +600,16 @@ class CnnRnnForConditionalGeneration(CnnRnnPreTrainedModel, GenerationMixin):
         num_items = num_items_in_batch if num_items_in_batch is not None else targets.numel()
         if isinstance(num_items, torch.Tensor):
             num_items = num_items.to(token_logits.device)
-        smoothing = self.config.label_smoothing if self.training else 0.0
         token_logits = token_logits.to(torch.promote_types(token_logits.dtype, torch.float32))
+        if caption_weights is not None:
+            if caption_weights.numel() != len(labels):
+                raise ValueError(
+                    f"`caption_weights` has shape {tuple(caption_weights.shape)} for {len(labels)} captions in `labels`: "
+                    "pass one weight per caption."
+                )
+            token_weights = caption_weights.flatten()[:, None].expand_as(labels)[is_token].to(token_logits.dtype)
+            return F.cross_entropy(token_logits, targets, reduction="none") @ token_weights / num_items
+        smoothing = self.config.label_smoothing if self.training else 0.0
         loss = F.cross_entropy(token_logits, targets, reduction="sum", label_smoothing=smoothing) / num_items
         if attentions is not None:
             # over its caption each region is to be looked at once in all; captions count by their words, as above

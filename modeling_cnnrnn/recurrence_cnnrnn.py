@@ -1,7 +1,9 @@
 """What the decoder is made of: the state it carries, one recurrent step, and attention to the image."""
 
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
 from transformers.cache_utils import Cache
 
 from .configuration_cnnrnn import CnnRnnConfig
@@ -70,25 +72,107 @@ class CnnRnnAttention(nn.Module):
         self.gate = nn.Linear(config.hidden_size, 1)
 
     def forward(
-        self, hidden_state: torch.Tensor, keys: torch.Tensor, regions: torch.Tensor
+        self,
+        query: torch.Tensor,
+        gate: torch.Tensor,
+        keys: torch.Tensor,
+        regions: torch.Tensor,
+        rows: torch.Tensor | None = None,
+        captions_per_image: int = 1,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Args:
-            hidden_state: decoder state, `(N, hidden_size)`; the K captions of one image stand together, N = B * K.
+            query: `self.query(hidden_state)`, `(N, attention_size)`; the K captions of one image stand together,
+                N = B * K.
+            gate: `self.gate(hidden_state)`, `(N, 1)`.
             keys: `self.key(regions)`, `(B, num_regions, attention_size)`.
             regions: `(B, num_regions, embedding_size)`.
+            rows: which of the B * K captions `query` and `gate` belong to, `(N,)`, where they are not all of them.
+            captions_per_image: K, needed with `rows`.
 
         Returns:
             The context `(N, embedding_size)` and the attention weights `(N, num_regions)`.
         """
-        # the regions of an image serve all its captions without being copied
-        query = self.query(hidden_state).unflatten(0, (regions.shape[0], -1))  # (B, K, A)
-        scores = self.score(torch.tanh(query[:, :, None] + keys[:, None])).squeeze(-1)  # (B, K, R)
+        num_images = regions.shape[0]
+        if rows is None:
+            compared = (query.unflatten(0, (num_images, -1))[:, :, None] + keys[:, None]).flatten(0, 1)  # (N, R, A)
+        else:
+            compared = keys[rows.div(captions_per_image, rounding_mode="floor")] + query[:, None]
+        scores = self.score(torch.tanh(compared)).squeeze(-1)  # (N, R)
         # the exponentials of bfloat16 and float16 are taken in float32
         dtype = torch.promote_types(scores.dtype, torch.float32)
         weights = scores.softmax(dim=-1, dtype=dtype).to(regions.dtype)
-        context = torch.bmm(weights, regions).flatten(0, 1)
-        return torch.sigmoid(self.gate(hidden_state)) * context, weights.flatten(0, 1)
+        # the regions of an image serve all its captions without being copied
+        if rows is None:
+            context = torch.bmm(weights.unflatten(0, (num_images, -1)), regions).flatten(0, 1)
+        else:
+            all_weights = weights.new_zeros(num_images * captions_per_image, weights.shape[1])
+            all_weights = all_weights.index_copy(0, rows, weights)
+            context = torch.bmm(all_weights.unflatten(0, (num_images, -1)), regions).flatten(0, 1)[rows]
+        return torch.sigmoid(gate) * context, weights
+
+
+class StepLinear:
+    """
+    A linear layer that is applied at many steps, and whose weight has its gradient from one matrix product over all of them.
+
+    Left to itself, autograd multiplies at each step a few rows of gradients with a few rows of inputs and adds the result,
+    as large as the weight, to the sum so far: half of the time of a training step.
+
+    Args:
+        weight: `(out_features, in_features)`.
+        bias: `(out_features,)`.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None):
+        self.products: list[tuple[torch.Tensor, torch.Tensor]] = []  # inputs and output gradients of the steps
+        # autocast casts in `F.linear`, and a compiler sees the whole loop
+        self.is_gathered = not torch.compiler.is_compiling() and not torch.is_autocast_enabled(weight.device.type)
+        self.is_gathered &= torch.is_grad_enabled() and weight.requires_grad
+        self.weight, self.bias = weight, bias
+        if self.is_gathered:
+            self.weight, self.bias = _SumOverSteps.apply(self.products, weight, bias)
+
+    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
+        if self.is_gathered:
+            return _StepProduct.apply(self.products, inputs, self.weight, self.bias)
+        return F.linear(inputs, self.weight, self.bias)
+
+
+class _StepProduct(torch.autograd.Function):
+    """One step of a [`StepLinear`]: backward, it notes what the weight's gradient is made of."""
+
+    @staticmethod
+    def forward(ctx, products, inputs, weight, bias):
+        ctx.products = products
+        ctx.save_for_backward(inputs, weight)
+        return F.linear(inputs, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        inputs, weight = ctx.saved_tensors
+        ctx.products.append((inputs, gradient))
+        return None, gradient @ weight, None, None
+
+
+class _SumOverSteps(torch.autograd.Function):
+    """The weight of a [`StepLinear`]: backward, it is reached when all steps are done."""
+
+    @staticmethod
+    def forward(ctx, products, weight, bias):
+        ctx.set_materialize_grads(False)
+        ctx.products, ctx.has_bias = products, bias is not None
+        return weight.view_as(weight), bias.view_as(bias) if bias is not None else None
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *_):
+        if not ctx.products:
+            return None, None, None
+        inputs, gradients = (torch.cat(rows) for rows in zip(*ctx.products, strict=True))
+        ctx.products.clear()
+        return None, gradients.t() @ inputs, gradients.sum(dim=0) if ctx.has_bias else None
 
 
 RNN_CLASSES = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn_tanh": nn.RNN, "rnn_relu": nn.RNN}
@@ -123,4 +207,4 @@ def rnn_step(
     return (activation(inputs + hidden),)
 
 
-__all__ = ["RNN_CLASSES", "CnnRnnAttention", "CnnRnnCache", "rnn_step"]
+__all__ = ["RNN_CLASSES", "CnnRnnAttention", "CnnRnnCache", "StepLinear", "rnn_step"]

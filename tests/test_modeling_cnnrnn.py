@@ -29,7 +29,7 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput
 
 from modeling_cnnrnn import CnnRnnConfig, CnnRnnForConditionalGeneration, CnnRnnModel
-from modeling_cnnrnn.recurrence_cnnrnn import RNN_CLASSES, CnnRnnAttention, rnn_step
+from modeling_cnnrnn.recurrence_cnnrnn import RNN_CLASSES, CnnRnnAttention, StepLinear, rnn_step
 
 
 TINY_CNNS = {
@@ -110,7 +110,7 @@ def attend_by_hand(attention: CnnRnnAttention, hidden: torch.Tensor, regions: to
 def test_attention_is_a_loop_over_regions(tiny_config):
     attention = CnnRnnAttention(tiny_config).double()
     regions, hidden = torch.randn(2, 6, 12).double(), torch.randn(4, 14).double()  # two captions of each image
-    context, weights = attention(hidden, attention.key(regions), regions)
+    context, weights = attention(attention.query(hidden), attention.gate(hidden), attention.key(regions), regions)
     for index in range(4):
         expected = attend_by_hand(attention, hidden[index], regions[index // 2])
         assert_close((context[index], weights[index]), expected)
@@ -411,6 +411,117 @@ def test_doubly_stochastic_term_counts_the_words_of_a_caption_only(make_model, r
         penalty += length * ((1 - caption[:length].sum(dim=0)) ** 2).mean()
     expected = plain(encoder_outputs=encoded(regions), labels=labels).loss + 0.7 * penalty / sum(lengths)
     assert_close(outputs.loss, expected)
+
+
+def test_gradients_are_the_same_with_and_without_what_comes_after_the_captions(any_model, pixel_values):
+    model = any_model.double()
+    labels = torch.tensor(
+        [[[4, 9, 13, 7, 2], [5, 2, 0, 0, 0]], [[19, 11, 2, 0, 0], [0] * 5], [[2] + [0] * 4, [6, 2] + [0] * 3]]
+    )
+    gradients = []
+    for skip_logits in (False, True):
+        model.zero_grad()
+        model(pixel_values.double(), labels=labels, skip_logits=skip_logits).loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert_close(*gradients, rtol=1e-9, atol=1e-12)
+
+
+@torch.no_grad()
+def test_a_finished_caption_takes_part_in_no_further_step(make_model, pixel_values, labels, monkeypatch):
+    model = make_model(attention_type="additive").train()
+    rows = []
+    call = StepLinear.__call__
+    monkeypatch.setattr(StepLinear, "__call__", lambda self, x: rows.append(len(x)) or call(self, x))
+    model(pixel_values, labels=labels)
+    per_step = len(rows) // 6  # the image, then the words
+    assert rows[::per_step] == [3, 3, 3, 2, 1, 1]
+
+
+def test_a_linear_layer_of_many_steps_has_the_gradients_of_one():
+    layer = nn.Linear(5, 7).double()
+    steps = [torch.randn(n, 5, dtype=torch.double, requires_grad=True) for n in (3, 2, 2)]
+    gradients = []
+    for apply in (layer, StepLinear(layer.weight, layer.bias)):
+        loss = sum((apply(step) ** 3).sum() for step in steps)
+        gradients.append(torch.autograd.grad(loss, (layer.weight, layer.bias, *steps)))
+    assert_close(*gradients)
+
+
+def own_words(model, regions, labels, probability: float, monkeypatch) -> torch.Tensor:
+    """What the decoder reads in a training step with scheduled sampling."""
+    seen = []
+    forward = model.model.forward
+    monkeypatch.setattr(
+        model.model,
+        "forward",
+        lambda *args, **kwargs: seen.append(kwargs["decoder_input_ids"]) or forward(*args, **kwargs),
+    )
+    model(encoder_outputs=encoded(regions), labels=labels, scheduled_sampling_probability=probability)
+    return seen[0]
+
+
+@torch.no_grad()
+def test_scheduled_sampling_draws_each_word_from_what_was_predicted_there(make_model, regions, labels, monkeypatch):
+    model = make_model(attention_type="additive").train()
+    words = own_words(model, regions.repeat(400, 1, 1), labels.repeat(400, 1), 1.0, monkeypatch)
+    assert torch.equal(words[:, 0], torch.full((1200,), 1))
+    is_padding = model.prepare_decoder_input_ids_from_labels(labels).repeat(400, 1) == 0
+    assert (words[is_padding] == 0).all()
+    first = words[::3, 1]  # after the start token, 400 times for the first image
+    expected = (
+        model.eval()(encoder_outputs=encoded(regions[:1]), decoder_input_ids=words[:1, :1]).logits[0, 0].softmax(dim=-1)
+    )
+    seen = torch.bincount(first, minlength=20) / 400
+    assert (seen - expected).abs().max() < 4 * (expected * (1 - expected) / 400).sqrt().max()
+
+
+@torch.no_grad()
+def test_scheduled_sampling_goes_on_from_the_words_it_has_drawn(any_model, regions, monkeypatch):
+    any_model.lm_head.weight *= 1e7  # it always draws the likeliest word
+    any_model.generation_config.update(suppress_tokens=None, eos_token_id=None)
+    written = any_model.generate(encoder_outputs=encoded(regions), max_new_tokens=5)
+    words = own_words(any_model.train(), regions, torch.full((3, 6), 5), 1.0, monkeypatch)
+    assert torch.equal(words, written)
+
+
+@torch.no_grad()
+def test_scheduled_sampling_replaces_the_share_it_was_asked_for(tiny_model, regions, monkeypatch):
+    labels = torch.full((300, 12), 5)
+    tiny_model.lm_head.bias[7] = 100.0  # the only word it writes
+    words = own_words(tiny_model.train(), regions.repeat(100, 1, 1), labels, 0.3, monkeypatch)
+    assert set(words[:, 1:].unique().tolist()) == {5, 7}
+    assert (words[:, 1:] == 7).float().mean().item() == pytest.approx(0.3, abs=0.03)
+
+
+@torch.no_grad()
+def test_scheduled_sampling_is_off_in_evaluation(tiny_model, regions, labels):
+    model = tiny_model.eval()
+    plain = model(encoder_outputs=encoded(regions), labels=labels).loss
+    assert torch.equal(
+        model(encoder_outputs=encoded(regions), labels=labels, scheduled_sampling_probability=1.0).loss, plain
+    )
+
+
+@torch.no_grad()
+def test_caption_weights_multiply_the_log_likelihood_of_each_caption(make_model, regions):
+    labels = torch.tensor([[[4, 9, 2], [5, 2, 0]], [[7, 2, 0], [2, 0, 0]], [[6, 6, 2], [8, 2, 0]]])
+    weights = torch.tensor([[1.5, -0.5], [0.0, 2.0], [-1.0, 0.3]])
+    # neither label smoothing nor the attention term belongs to a reward
+    model = make_model(attention_type="additive", attention_regularization=0.7, label_smoothing=0.2).train()
+    outputs = model(encoder_outputs=encoded(regions), labels=labels, caption_weights=weights, skip_logits=False)
+    expected = sum(
+        -weight * log_likelihood(logits[None, None], caption[None, None])[0]
+        for logits, caption, weight in zip(
+            outputs.logits.flatten(0, 1), labels.flatten(0, 1), weights.flatten().tolist(), strict=True
+        )
+    )
+    assert outputs.loss.item() == pytest.approx(expected / (labels != 0).sum().item(), rel=1e-5)
+    assert_close(model(encoder_outputs=encoded(regions), labels=labels, caption_weights=weights).loss, outputs.loss)
+
+
+def test_a_weight_is_needed_for_each_caption(tiny_model, regions, labels):
+    with pytest.raises(ValueError, match=r"`caption_weights` has shape \(2,\) for 3 captions"):
+        tiny_model(encoder_outputs=encoded(regions), labels=labels, caption_weights=torch.ones(2))
 
 
 @torch.no_grad()
