@@ -4,12 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 CONSTRAINTS ?= constraints.txt
 OUTPUT ?= outputs/shapes
-SOURCES := modeling_cnnrnn examples tests
+SOURCES := modeling_cnnrnn hub_card examples tests
 # the tests and the demo need no network; tokenizers' threads and forked workers do not go together
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo test test-slow test-java benchmark-metrics quality style clean
+.PHONY: help install demo test test-slow test-java test-space benchmark-metrics benchmark-training card quality style clean
 
 help:  ## What this file can do
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 20
@@ -27,7 +27,7 @@ demo: $(VENV)/.train  ## Learn to describe drawn pictures from scratch, in minut
 		--num_beams 1 3 --output_dir $(OUTPUT)/evaluation
 
 test: install  ## The tests, in a few minutes
-	$(BIN)/python -m pytest -m "not slow and not java"
+	$(BIN)/python -m pytest -m "not slow and not java and not browser"
 
 test-slow: install  ## The tests that take minutes each
 	$(BIN)/python -m pytest -m slow
@@ -36,9 +36,22 @@ test-java: install  ## The metrics against the official scorer, which needs Java
 	$(BIN)/pip install --quiet -c $(CONSTRAINTS) -e '.[java]'
 	$(BIN)/python -m pytest -m java
 
+test-space: install  ## The Space's page in Chromium
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \
+		{ echo "There is no Chromium for test-space: install it (apt-get install chromium)."; exit 1; }
+	$(BIN)/pip install --quiet -c $(CONSTRAINTS) -e '.[space]'
+	$(BIN)/python -m pytest -m browser
+
 benchmark-metrics: install  ## Speed of the metrics beside pycocoevalcap's
 	$(BIN)/pip install --quiet -c $(CONSTRAINTS) -e '.[java]'
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python examples/benchmark_metrics.py
+
+benchmark-training: install  ## Speed of a training step, and of what feeds it, beside the plain ways
+	OMP_NUM_THREADS=1 $(BIN)/python examples/benchmark_training.py
+
+card: $(VENV)/.train  ## The model card that hub_card/README.md shows, from the demo
+	$(BIN)/python -m hub_card.model_card --model_name_or_path $(OUTPUT) --repo_id me/shapes-captioner \
+		--license apache-2.0 --output_dir hub_card
 
 quality: install  ## Check style and types
 	$(BIN)/ruff check $(SOURCES)

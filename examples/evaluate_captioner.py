@@ -6,18 +6,16 @@ Score a captioner on images that it has never seen, and make a page of them to l
 
 Writes into the output folder: eval_results.json, the scores and the whole protocol beside them; captions_results.json and
 captions_references.json in COCO's format (`python -m modeling_cnnrnn.metrics` scores them again); per_image.jsonl;
-gallery.html. METEOR and SPICE: `--metrics bleu rouge cider meteor spice`, with Java and `pip install
+gallery.html; pictures/, a few of the best, the middle and the worst by CIDEr, for the model card. METEOR and SPICE: `--metrics bleu rouge cider meteor spice`, with Java and `pip install
 modeling-cnnrnn[java]`.
 """
 
 import json
 import logging
 import math
-import platform
-import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -25,18 +23,23 @@ import transformers
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from modeling_cnnrnn import CnnRnnForConditionalGeneration, CnnRnnProcessor, __version__
+from modeling_cnnrnn import CnnRnnForConditionalGeneration, CnnRnnProcessor
 from modeling_cnnrnn.data.loading import load_caption_dataset
+from modeling_cnnrnn.data.shapes_meaning import Meaning, parse_caption
 from modeling_cnnrnn.training.arguments import parse_arguments
 from modeling_cnnrnn.training.batching import CaptionDataset, load_stored_image
-from modeling_cnnrnn.training.checkpoints import write_json
+from modeling_cnnrnn.training.checkpoints import whole_folder, write_json
 from modeling_cnnrnn.training.errors import user_errors
-from modeling_cnnrnn.training.evaluation import evaluation_loss, generate_captions, score_captions
+from modeling_cnnrnn.training.evaluation import GeneratedCaption, evaluation_loss, generate_captions, score_captions
 from modeling_cnnrnn.training.features import compute_image_features
 from modeling_cnnrnn.training.gallery import GalleryRow, write_gallery
+from modeling_cnnrnn.training.provenance import provenance
 
 
 logger = logging.getLogger("evaluate_captioner")
+
+NUM_PICTURES = 3  # of the best, of the middle, of the worst, and of the wrong ones where that is known
+PICTURE_SIZE = 256
 
 
 @dataclass
@@ -134,7 +137,13 @@ def main():
         )
         seconds = time.perf_counter() - started
         scores, right = score_captions(captions, references, args.metrics, scenes)
-        results[f"beam {num_beams}"] = dict(scores) | {"seconds": seconds, "not_computed": scores.not_computed}
+        results[f"beam {num_beams}"] = dict(scores) | {
+            "seconds": seconds,
+            "images_per_second": len(captions) / seconds,
+            "not_computed": scores.not_computed,
+        }
+        if scenes is not None:
+            results[f"beam {num_beams}"] |= hallucination_scores(captions, scenes)
         logger.info("\nBeam %d, %.0f images per second:\n%s", num_beams, len(captions) / seconds, scores)
     if not accelerator.is_main_process:
         return
@@ -149,11 +158,7 @@ def main():
         "num_references": sum(len(references[caption.row]) for caption in captions),
         "broken_images": broken,
         "tokenizer_of_the_metrics": "PTB, as coco-caption",
-        "command": " ".join(["python", *sys.argv]),
-        "versions": {"modeling_cnnrnn": __version__}
-        | {name: version(name) for name in ("transformers", "torch", "datasets")},
-        "hardware": f"{platform.machine()}, {accelerator.num_processes} x {accelerator.device.type}, "
-        f"{torch.get_num_threads()} threads",
+        **provenance(accelerator),
     }
     write_json(output_dir / "eval_results.json", {"results": results, "protocol": protocol})
     coco_id = {c.row: int(i) if (i := dataset.image_ids[c.row]).isdecimal() else i for c in captions}
@@ -171,12 +176,21 @@ def main():
             ],
         },
     )
+    wrong = [i for i in range(len(captions)) if right is not None and not right[i]]
+    wrong.sort(key=lambda index: -captions[index].log_probability)
+    pictures = choose_pictures(scores.per_image.get("CIDEr", []), wrong)
+    with whole_folder(output_dir / "pictures") as folder:
+        for index, name in pictures.items():
+            image = load_stored_image(dataset.images[captions[index].row]["image"])
+            image.thumbnail((PICTURE_SIZE, PICTURE_SIZE))
+            image.save(folder / name)
     with open(output_dir / "per_image.jsonl", "w", encoding="utf-8") as file:
         for index, caption in enumerate(captions):
             row = {"image_id": coco_id[caption.row], "caption": caption.caption}
             row |= {"log_probability": caption.log_probability, "references": references[caption.row]}
             row |= {name: float(values[index]) for name, values in scores.per_image.items()}
             row |= {"is_correct": right[index]} if right is not None else {}
+            row |= {"picture": f"pictures/{pictures[index]}"} if index in pictures else {}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     if args.gallery_size > 0:
         write_gallery(
@@ -201,6 +215,49 @@ def main():
     logger.info("\nWritten: %s", " ".join(str(output_dir / name) for name in files))
     if args.gallery_size > 0:
         logger.info("Look at %s in a browser.", output_dir / "gallery.html")
+
+
+def choose_pictures(scores: Sequence[float], wrong: Sequence[int] = ()) -> dict[int, str]:
+    """
+    File names for a few images, by their place in `scores`: the best, the middle, the worst and the first of `wrong`, those
+    of which the model was surest.
+    """
+    order = sorted(range(len(scores)), key=lambda index: -scores[index])
+    count = min(NUM_PICTURES, len(order) // 3)
+    middle = (len(order) - count) // 2
+    groups = {
+        "best": order[:count],
+        "middle": order[middle : middle + count],
+        "worst": order[len(order) - count :][::-1],
+    }
+    chosen = {index: f"{name}-{place}.png" for name, group in groups.items() for place, index in enumerate(group, 1)}
+    others = [index for index in wrong if index not in chosen][:NUM_PICTURES]
+    return chosen | {index: f"wrong-{place}.png" for place, index in enumerate(others, 1)}
+
+
+def hallucination_scores(captions: Sequence[GeneratedCaption], scenes: Sequence[str]) -> dict[str, float]:
+    """
+    CHAIR of `shapes`: things such as "red circle" that sentences name and pictures do not show
+    (https://arxiv.org/abs/1809.02156).
+
+    Returns:
+        `CHAIRs`, the share of sentences with such a thing; `CHAIRi`, their share of the things named, each counted once
+        in a sentence; `unreadable`, the share of sentences that are not of the language, in which nothing is counted.
+    """
+    named, invented, hallucinating, unreadable = 0, 0, 0, 0
+    for caption in captions:
+        claim = parse_caption(caption.caption)
+        if claim is None:
+            unreadable += 1
+            continue
+        names = {thing.name for thing in claim.things}
+        absent = names - {thing.name for thing in Meaning.from_json(scenes[caption.row]).things}
+        named, invented, hallucinating = named + len(names), invented + len(absent), hallucinating + bool(absent)
+    return {
+        "CHAIRs": hallucinating / len(captions),
+        "CHAIRi": invented / max(named, 1),
+        "unreadable": unreadable / len(captions),
+    }
 
 
 if __name__ == "__main__":

@@ -11,15 +11,19 @@ a dataset of the Hub: see examples/README.md):
     python examples/train_captioner.py --dataset_name path/to/photographs --encoder_name_or_path microsoft/resnet-50 \
         --cache_image_features --attention_type additive --image_injection initial_state --output_dir outputs/mine
 
-On several processes or GPUs: `accelerate launch examples/train_captioner.py ...` with the same arguments. A training that
-was stopped goes on with `--resume_from_checkpoint latest`. `--help` lists every option.
+In stages: first the decoder alone, then the CNN too (`--unfreeze_encoder_after_epochs 5 --unfreeze_encoder_from_layer -2`),
+then from the scores of its own sentences (`--self_critical_after_epochs 8`).
+
+On several GPUs: `accelerate launch --multi_gpu examples/train_captioner.py ...`; on several processes of a CPU: `torchrun
+--nproc_per_node 2 examples/train_captioner.py ...`. A training that was stopped, or killed, goes on with
+`--resume_from_checkpoint latest`, bit by bit as if nothing had happened. `--help` lists every option.
 """
 
 import json
 import logging
 import math
-import shutil
 import time
+from collections import defaultdict
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,10 +31,18 @@ from pathlib import Path
 import torch
 import transformers
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, set_seed
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    ProjectConfiguration,
+    TorchDynamoPlugin,
+    gather_object,
+    set_seed,
+)
+from huggingface_hub import get_token
 from torch.utils.data import DataLoader, RandomSampler
 from tqdm.auto import tqdm
-from transformers import AutoConfig, get_scheduler
+from tqdm.contrib.logging import logging_redirect_tqdm
+from transformers import AutoConfig
 
 from modeling_cnnrnn import CnnRnnConfig, CnnRnnForConditionalGeneration, CnnRnnProcessor, build_tokenizer
 from modeling_cnnrnn.data.loading import load_caption_dataset, split_dataset
@@ -42,12 +54,31 @@ from modeling_cnnrnn.training.batching import (
     collate_captions,
     load_stored_image,
 )
-from modeling_cnnrnn.training.checkpoints import find_checkpoint, remove_old_checkpoints, whole_folder, write_json
+from modeling_cnnrnn.training.checkpoints import (
+    copy_files,
+    find_checkpoint,
+    remove_later_checkpoints,
+    remove_old_checkpoints,
+    whole_folder,
+    write_json,
+)
 from modeling_cnnrnn.training.errors import user_errors
 from modeling_cnnrnn.training.evaluation import evaluation_loss, generate_captions, score_captions
 from modeling_cnnrnn.training.features import compute_image_features
-from modeling_cnnrnn.training.optimization import in_groups, parameter_groups
+from modeling_cnnrnn.training.optimization import (
+    AveragedWeights,
+    in_groups,
+    parameter_groups,
+    two_stage_scheduler,
+    unfreeze_encoder_layers,
+    without_repeats,
+)
 from modeling_cnnrnn.training.pictures import save_caption_sheet, save_training_curves
+from modeling_cnnrnn.training.provenance import EnergyMeter, peak_memory, provenance
+from modeling_cnnrnn.training.pushing import push_captioner
+from modeling_cnnrnn.training.self_critical import SelfCritical
+from modeling_cnnrnn.training.stages import Stage, Stages, scheduled_sampling_probability, switch_step
+from modeling_cnnrnn.training.tracking import find_trackers, log_samples
 
 
 logger = logging.getLogger("train_captioner")
@@ -87,9 +118,13 @@ class DataArguments:
     random_crop: bool = field(default=False, metadata={"help": "Augment with random resized crops."})
     flip_probability: float = field(default=0.0, metadata={"help": "Of a mirror image: captions say left and right."})
     preload_images: bool = field(default=False, metadata={"help": "Keep processed images in memory (small ones)."})
-    cache_image_features: bool = field(
-        default=False, metadata={"help": "Compute what a frozen CNN sees once, and train from that."}
+    draft_decoding: bool = field(
+        default=False, metadata={"help": "Decode large JPEGs at a part of their size: faster, and nearly the same."}
     )
+    cache_image_features: bool = field(
+        default=False, metadata={"help": "Compute what a frozen CNN sees once, and train from that while it is frozen."}
+    )
+    num_feature_views: int = field(default=1, metadata={"help": "Stored looks at each image, all but one augmented."})
     features_cache_dir: str | None = field(default=None, metadata={"help": "By default <output_dir>/image_features."})
 
 
@@ -121,7 +156,8 @@ class ModelArguments:
 @dataclass
 class TrainingArguments:
     output_dir: str = "outputs/captioner"
-    num_train_epochs: int = 20
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Remove the checkpoints that are there."})
+    num_train_epochs: int = field(default=20, metadata={"help": "Of all stages together."})
     max_train_steps: int | None = field(default=None, metadata={"help": "Instead of num_train_epochs."})
     per_device_train_batch_size: int = field(default=32, metadata={"help": "In images."})
     per_device_eval_batch_size: int = 50
@@ -130,32 +166,78 @@ class TrainingArguments:
     encoder_learning_rate: float | None = field(
         default=None, metadata={"help": "Of the CNN; by default a tenth of it for a trained CNN."}
     )
-    lr_scheduler_type: str = "cosine"
+    encoder_layer_decay: float = field(default=1.0, metadata={"help": "Of it, with each layer down from the last."})
+    lr_scheduler_type: str = field(
+        default="cosine", metadata={"help": "Once before self-critical training, once in it."}
+    )
     warmup_ratio: float = 0.05
     weight_decay: float = 0.0
-    max_grad_norm: float = 5.0
+    max_grad_norm: float = field(default=5.0, metadata={"help": "0 for no limit."})
+    max_grad_value: float | None = field(default=None, metadata={"help": "Largest single value of a gradient."})
+    ema_decay: float | None = field(
+        default=None, metadata={"help": "Evaluate and keep a moving average of the weights, such as 0.999."}
+    )
     mixed_precision: str = field(default="no", metadata={"help": "no, bf16 or fp16."})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Of the CNN: less memory, more time."})
+    torch_compile: bool = field(default=False, metadata={"help": "Compile the model: minutes at first, then faster."})
     seed: int = 42
     dataloader_num_workers: int = 0
     eval_epochs: float = field(default=1.0, metadata={"help": "Evaluate and save after so many epochs."})
     num_beams: int = field(default=1, metadata={"help": "Of the sentences that checkpoints are judged by."})
     max_length: int = field(default=24, metadata={"help": "Longest sentence to write, in tokens."})
     logging_steps: int = 10
+    save_steps: int | None = field(default=None, metadata={"help": "Save after so many steps too, without evaluation."})
     save_total_limit: int | None = 2
     resume_from_checkpoint: str | None = field(default=None, metadata={"help": "A checkpoint's folder, or 'latest'."})
     report_to: str = field(default="none", metadata={"help": "none, tensorboard, wandb, trackio, ... or all."})
+    push_to_hub: bool = False
+    hub_model_id: str | None = field(default=None, metadata={"help": "user/name; by default the output folder's name."})
+    hub_private_repo: bool | None = None
+    hub_revision: str | None = field(default=None, metadata={"help": "Branch to push to."})
+
+
+@dataclass
+class StageArguments:
+    unfreeze_encoder_after_epochs: float | None = field(
+        default=None, metadata={"help": "Finetune the CNN from then on."}
+    )
+    unfreeze_encoder_after_steps: int | None = None
+    unfreeze_encoder_from_layer: int = field(
+        default=0, metadata={"help": "Layers of the CNN below this one stay frozen; 0 is the stem, -1 the last."}
+    )
+    scheduled_sampling_max: float = field(
+        default=0.0, metadata={"help": "Largest share of input words that are the model's own; never in evaluation."}
+    )
+    scheduled_sampling_start: float = field(default=0.0, metadata={"help": "The epoch up to which it is 0."})
+    scheduled_sampling_increase: float = field(default=0.01, metadata={"help": "What is added to it in an epoch."})
+    self_critical_after_epochs: float | None = field(
+        default=None, metadata={"help": "Learn from the scores of its own sentences from then on."}
+    )
+    self_critical_after_steps: int | None = None
+    self_critical_learning_rate: float = field(default=5e-5, metadata={"help": "The CNN's changes in proportion."})
+    self_critical_num_samples: int = field(default=5, metadata={"help": "Sentences drawn for each image."})
+    self_critical_baseline: str = field(default="leave_one_out", metadata={"help": "leave_one_out or greedy."})
+    self_critical_cider_weight: float = 1.0
+    self_critical_bleu_weight: float = 0.0
+    self_critical_cross_entropy_weight: float = field(default=0.0, metadata={"help": "Of the written captions beside."})
+
+
+def collate_with_ids(examples: list[dict]) -> dict:
+    return collate_captions(examples) | {"image_ids": [example["image_id"] for example in examples]}
 
 
 def main():
-    data_args, model_args, args = parse_arguments([DataArguments, ModelArguments, TrainingArguments], __doc__)
-    logging.basicConfig(format="%(message)s")
+    data_args, model_args, args, stage_args = parse_arguments(
+        [DataArguments, ModelArguments, TrainingArguments, StageArguments], __doc__
+    )
     output_dir = Path(args.output_dir)
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),  # or several processes would not find each other on a CPU
         gradient_accumulation_steps=1,  # the loop below divides by the tokens of all micro-batches itself
         mixed_precision=args.mixed_precision,
-        log_with=None if args.report_to == "none" else args.report_to,
+        log_with=find_trackers(args.report_to),
+        kwargs_handlers=[wrapping := DistributedDataParallelKwargs()],
+        dynamo_plugin=TorchDynamoPlugin(backend="inductor" if args.torch_compile else "no"),
         project_config=ProjectConfiguration(project_dir=str(output_dir), logging_dir=str(output_dir / "logs")),
     )
     is_main = accelerator.is_main_process
@@ -163,6 +245,14 @@ def main():
         logging.getLogger(name).setLevel(logging.INFO if is_main else logging.ERROR)
     transformers.logging.disable_progress_bar()  # of weights, which are read and written in no time
     checkpoint = find_checkpoint(output_dir, args.resume_from_checkpoint)
+    if args.push_to_hub and get_token() is None:
+        raise ValueError("`push_to_hub` needs a token of the Hub: run `hf auth login`, or set HF_TOKEN.")
+    existing = find_checkpoint(output_dir, "latest")
+    if args.resume_from_checkpoint is None and existing is not None and not args.overwrite_output_dir:
+        raise ValueError(
+            f"`output_dir` holds {existing.name} of an earlier training: go on from it with --resume_from_checkpoint "
+            "latest, remove it with --overwrite_output_dir true, or pass another folder."
+        )
     set_seed(args.seed)
 
     # 1. The data: rows of image, image_id and captions
@@ -225,19 +315,19 @@ def main():
                 )
             )
     model.generation_config.max_length = args.max_length
-    freeze_encoder = bool(pretrained) if model_args.freeze_encoder is None else model_args.freeze_encoder
-    if freeze_encoder:
+    unfreezes = (stage_args.unfreeze_encoder_after_epochs, stage_args.unfreeze_encoder_after_steps) != (None, None)
+    starts_frozen = model_args.freeze_encoder
+    if starts_frozen is None:
+        starts_frozen = bool(pretrained) or unfreezes
+    elif unfreezes and not starts_frozen:
+        raise ValueError("`freeze_encoder` is False, so there is nothing to unfreeze: leave one of the two out.")
+    if pretrained or unfreezes:
+        unfreeze_encoder_layers(model, stage_args.unfreeze_encoder_from_layer)
+    if starts_frozen and not unfreezes:
         model.freeze_encoder()
-    elif pretrained:
-        model.unfreeze_encoder()
     model.get_encoder().cnn.to(memory_format=torch.channels_last)  # what convolutions are fastest with
     if args.gradient_checkpointing:
         model.activation_checkpointing_enable()
-    logger.info(
-        "%.1f million weights, of which %.1f million are trained.",
-        sum(p.numel() for p in model.parameters()) / 1e6,
-        sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6,
-    )
 
     # 3. The batches
     augmentation = None
@@ -246,19 +336,27 @@ def main():
         augmentation = RandomResizedCrop((smallest, 1.0), flip_probability=data_args.flip_probability)
     stored: dict[str, dict] = {"train": {}, "eval": {}}
     if data_args.cache_image_features:
-        if not freeze_encoder or augmentation is not None:
+        if not starts_frozen or (augmentation is not None and data_args.num_feature_views == 1 and not unfreezes):
             raise ValueError(
-                "`cache_image_features` needs a frozen CNN and images that stay the same: no augmentation."
+                "`cache_image_features` needs a frozen CNN, and with augmentation several looks at each image "
+                "(--num_feature_views)."
             )
         model.to(accelerator.device)
         cache_dir = data_args.features_cache_dir or output_dir / "image_features"
         for name, rows in (("train", train_rows), ("eval", eval_rows)):
+            views = {"num_views": data_args.num_feature_views, "augmentation": augmentation} if name == "train" else {}
             with accelerator.main_process_first():
-                features, broken = compute_image_features(model, processor, rows, cache_dir)
+                features, broken = compute_image_features(model, processor, rows, cache_dir, **views)
             stored[name] = {"image_features": features, "broken": broken}
     options = {"preload": data_args.preload_images, "seed": args.seed, "max_length": data_args.max_caption_length}
     train_dataset = CaptionDataset(
-        train_rows, processor, data_args.captions_per_image, augmentation=augmentation, **stored["train"], **options
+        train_rows,
+        processor,
+        data_args.captions_per_image,
+        augmentation=augmentation,
+        draft=data_args.draft_decoding,
+        **stored["train"],
+        **options,
     )
     eval_dataset = CaptionDataset(
         eval_rows, processor, max(len(captions) for captions in references), **stored["eval"], **options
@@ -272,44 +370,110 @@ def main():
             args.per_device_train_batch_size,
             sampler=RandomSampler(train_dataset, generator=order),
             generator=order,  # else each new iterator would draw from the generator of the dropout
-            collate_fn=collate_captions,
+            collate_fn=collate_with_ids,
             num_workers=args.dataloader_num_workers,
         )
     )
 
-    # 4. The optimiser
-    encoder_learning_rate = args.encoder_learning_rate or args.learning_rate * (0.1 if pretrained else 1.0)
-    groups = parameter_groups(model, args.learning_rate, encoder_learning_rate, args.weight_decay)
-    optimizer = torch.optim.AdamW(groups, args.learning_rate, betas=(0.9, 0.98), fused=True)
+    # 4. The stages and the optimiser, which has from the start what learns in any of them
     steps_per_epoch = math.ceil(len(loader) / args.gradient_accumulation_steps)
     num_steps = args.max_train_steps or steps_per_epoch * args.num_train_epochs
     eval_steps = max(1, round(steps_per_epoch * args.eval_epochs))
-    scheduler = get_scheduler(
+    encoder_step = switch_step(
+        "unfreeze_encoder",
+        stage_args.unfreeze_encoder_after_epochs,
+        stage_args.unfreeze_encoder_after_steps,
+        steps_per_epoch,
+    )
+    self_critical_step = switch_step(
+        "self_critical", stage_args.self_critical_after_epochs, stage_args.self_critical_after_steps, steps_per_epoch
+    )
+    stages = Stages(encoder_step if starts_frozen else 0, self_critical_step)
+    encoder_learning_rate = args.encoder_learning_rate or args.learning_rate * (0.1 if pretrained else 1.0)
+    groups = parameter_groups(
+        model, args.learning_rate, encoder_learning_rate, args.weight_decay, args.encoder_layer_decay
+    )
+    trained = [parameter for group in groups for parameter in group["params"]]
+    optimizer = torch.optim.AdamW(groups, args.learning_rate, betas=(0.9, 0.98), fused=True)
+    scheduler = two_stage_scheduler(
         args.lr_scheduler_type,
         optimizer,
-        num_warmup_steps=round(args.warmup_ratio * num_steps),
-        num_training_steps=num_steps,
+        args.warmup_ratio,
+        num_steps,
+        self_critical_step,
+        stage_args.self_critical_learning_rate / args.learning_rate,
     )
-    model, optimizer = accelerator.prepare(model, optimizer)
-    accelerator.register_for_checkpointing(scheduler)
-    captioner = accelerator.unwrap_model(model)
-    trained = [parameter for group in groups for parameter in group["params"]]
+    self_critical = None
+    if self_critical_step is not None:
+        self_critical = SelfCritical(
+            processor.tokenizer,
+            train_rows["captions"][:],
+            cider_weight=stage_args.self_critical_cider_weight,
+            bleu_weight=stage_args.self_critical_bleu_weight,
+            num_samples=stage_args.self_critical_num_samples,
+            baseline=stage_args.self_critical_baseline,
+            cross_entropy_weight=stage_args.self_critical_cross_entropy_weight,
+            max_length=args.max_length,
+        )
+        if is_main:
+            output_dir.mkdir(parents=True, exist_ok=True)
+            self_critical.document_frequency.save(output_dir / "document_frequency.safetensors")
+    row_of = {image_id: row for row, image_id in enumerate(train_dataset.image_ids)}
 
     # 5. Where it stands: all that `trainer_state.json` holds
-    state: dict = {"step": 0, "best": None, "steps": [], "evaluations": [], "broken_images": {}, "seconds": 0.0}
+    state: dict = {
+        "step": 0, "stage": str(stages.at(0)), "best": None, "steps": [], "evaluations": [], "broken_images": {},
+        "seconds": 0.0, "energy_kwh": None,
+    }  # fmt: skip
+    if checkpoint is not None:
+        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    stage = stages.at(state["step"])
+    if state["step"] and state["stage"] != str(stages.at(state["step"] - 1)):
+        raise ValueError(
+            f"{checkpoint} was saved in the stage '{state['stage']}', but with these options step {state['step']} is in "
+            f"'{stages.at(state['step'] - 1)}': go on with the options that the training was begun with."
+        )
+    if is_main:
+        remove_later_checkpoints(output_dir, state["step"])
+
+    def enter(stage: Stage):
+        """Let learn what the stage says. The wrapper that joins several processes knows only what learns when it is made."""
+        if not stage.encoder_learns:
+            model.freeze_encoder()
+        elif pretrained or unfreezes:
+            unfreeze_encoder_layers(model, stage_args.unfreeze_encoder_from_layer)
+            train_dataset.image_features = eval_dataset.image_features = None  # its features change: back to pixels
+        logger.info(
+            "Stage: %s. %.1f million weights, of which %.1f million learn.",
+            stage,
+            sum(p.numel() for p in model.parameters()) / 1e6,
+            sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6,
+        )
+        # a CNN may have weights that its feature map does not depend on
+        wrapping.find_unused_parameters = stage.encoder_learns
+        accelerator.free_memory()
+        return accelerator.prepare(model, optimizer, loader)
+
+    wrapped, optimizer, loader = enter(stage)
+    accelerator.register_for_checkpointing(scheduler)
+    averaged = None
+    if args.ema_decay is not None:
+        averaged = AveragedWeights(model, args.ema_decay)
+        accelerator.register_for_checkpointing(averaged)
     if checkpoint is not None:
         accelerator.load_state(str(checkpoint))
-        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
         logger.info("Going on from %s, step %d.", checkpoint, state["step"])
-    if args.report_to != "none":
-        accelerator.init_trackers("captioner", config={k: v for k, v in asdict(args).items() if v is not None})
+    reports = bool(accelerator.log_with)
+    if reports:
+        config = asdict(data_args) | asdict(model_args) | asdict(args) | asdict(stage_args)
+        accelerator.init_trackers("captioner", config={k: v for k, v in config.items() if v is not None})
 
     def evaluate():
         scores = {"step": state["step"], "loss": evaluation_loss(
-            captioner, eval_dataset, accelerator, args.per_device_eval_batch_size, args.dataloader_num_workers
+            model, eval_dataset, accelerator, args.per_device_eval_batch_size, args.dataloader_num_workers
         )}  # fmt: skip
         captions = generate_captions(
-            captioner,
+            model,
             eval_dataset,
             accelerator,
             args.per_device_eval_batch_size,
@@ -329,23 +493,30 @@ def main():
         if is_best:
             state["best"] = scores
         if is_main:
-            sheet = captions[:: max(1, len(captions) // 12)][:12]
+            shown = captions[:: max(1, len(captions) // 12)][:12]
+            sheet = output_dir / "samples" / f"step-{state['step']:06d}.png"
             save_caption_sheet(
-                output_dir / "samples" / f"step-{state['step']:06d}.png",
-                [load_stored_image(eval_dataset.images[caption.row]["image"]) for caption in sheet],
-                [caption.caption for caption in sheet],
+                sheet,
+                [load_stored_image(eval_dataset.images[caption.row]["image"]) for caption in shown],
+                [caption.caption for caption in shown],
             )
             save_training_curves(output_dir / "training_curves.png", state["steps"], state["evaluations"])
             if is_best:
                 with whole_folder(output_dir / "best") as folder:
-                    captioner.save_pretrained(folder)
+                    model.save_pretrained(folder)
                     processor.save_pretrained(folder)
-        if args.report_to != "none":
-            accelerator.log({f"eval/{name}": value for name, value in values.items()}, step=state["step"])
-            accelerator.log({"eval/loss": scores["loss"]}, step=state["step"])
+            if reports:
+                accelerator.log({f"eval/{k}": v for k, v in scores.items() if k != "step"}, step=state["step"])
+                sentences = {eval_dataset.image_ids[caption.row]: caption.caption for caption in shown}
+                log_samples(accelerator, sheet, sentences, state["step"])
         accelerator.wait_for_everyone()
 
     def save_checkpoint():
+        state["seconds"] = time.perf_counter() - started
+        if is_main and (used := energy.read()) is not None:
+            state["energy_kwh"] = (state["energy_kwh"] or 0.0) + used
+        for found in gather_object([state["broken_images"]]):  # each process opens images of its own
+            state["broken_images"] |= found
         with whole_folder(output_dir / f"checkpoint-{state['step']}", accelerator) as folder:
             accelerator.save_state(str(folder))
             if is_main:
@@ -355,48 +526,102 @@ def main():
 
     # 6. Learn
     set_seed(args.seed, device_specific=True) if checkpoint is None else None
+    energy = EnergyMeter() if is_main else None
     started = time.perf_counter() - state["seconds"]
     bar = tqdm(total=num_steps, initial=state["step"], desc="Training", unit="step", disable=not is_main)
-    model.train()
+    wrapped.train()
+    counts, sampled, seconds = (
+        torch.zeros(3, device=accelerator.device),
+        defaultdict(list),
+        0.0,
+    )  # since the last log line
     while state["step"] < num_steps:
+        if stages.at(state["step"]) != stage:
+            stage = stages.at(state["step"])
+            wrapped, optimizer, loader = enter(stage)
+        state["stage"] = str(stage)
         epoch, done = divmod(state["step"], steps_per_epoch)
         train_dataset.epoch = epoch
         order.manual_seed(args.seed + epoch)
         batches = accelerator.skip_first_batches(loader, done * args.gradient_accumulation_steps) if done else loader
+        batches = without_repeats(batches, accelerator, args.per_device_train_batch_size)
+        clock = time.perf_counter()
         for micro_batches in in_groups(batches, args.gradient_accumulation_steps):
-            for batch in micro_batches:
+            options = {}
+            sampling = 0.0
+            if not stage.self_critical:
+                sampling = scheduled_sampling_probability(
+                    state["step"] / steps_per_epoch,
+                    stage_args.scheduled_sampling_start,
+                    stage_args.scheduled_sampling_increase,
+                    stage_args.scheduled_sampling_max,
+                )
+                options = {"scheduled_sampling_probability": sampling} if sampling else {}
+            for index, batch in enumerate(micro_batches):
                 state["broken_images"] |= dict(batch.pop("broken"))
-            num_tokens = torch.stack([(batch["labels"] != IGNORED).sum() for batch in micro_batches]).sum().clamp(min=1)
+                rows = [row_of[image_id] for image_id in batch.pop("image_ids")]
+                if stage.self_critical:
+                    micro_batches[index], statistics = self_critical.sample(model, batch, rows)
+                    for name, value in statistics.items():
+                        sampled[name].append(value)
+            is_token = [batch["labels"] != IGNORED for batch in micro_batches]
+            count = sum(torch.stack([m.sum(), m.any(-1).sum(), m.flatten(1).any(-1).sum()]) for m in is_token)
+            count = accelerator.reduce(count, reduction="sum")  # of tokens, captions and images
+            counts += count
             # the loss is a sum over the tokens of all processes, and their gradients are averaged
-            num_tokens = accelerator.reduce(num_tokens, reduction="sum") / accelerator.num_processes
+            num_tokens = count[0].clamp(min=1) / accelerator.num_processes
             loss = torch.zeros((), device=accelerator.device)
             for index, batch in enumerate(micro_batches):
                 is_last = index == len(micro_batches) - 1
-                with nullcontext() if is_last else accelerator.no_sync(model):
-                    share = model(**batch, num_items_in_batch=num_tokens).loss
+                with nullcontext() if is_last else accelerator.no_sync(wrapped):
+                    share = wrapped(**batch, num_items_in_batch=num_tokens, **options).loss
                     accelerator.backward(share)
                 loss += share.detach()
-            accelerator.clip_grad_norm_(trained, args.max_grad_norm)
+            if args.max_grad_value:
+                accelerator.clip_grad_value_(trained, args.max_grad_value)
+            if args.max_grad_norm:
+                accelerator.clip_grad_norm_(trained, args.max_grad_norm)
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad()
+            if averaged is not None:
+                averaged.update()
             state["step"] += 1
             bar.update()
 
-            if state["step"] % args.logging_steps == 0 or state["step"] == num_steps:
+            is_last_step = state["step"] == num_steps
+            logs = state["step"] % args.logging_steps == 0 or is_last_step
+            if logs:
                 loss = accelerator.reduce(loss, reduction="mean").item()
                 if not math.isfinite(loss):
                     raise ValueError(f"The loss is {loss} at step {state['step']}: pass a smaller --learning_rate.")
-                row = {"step": state["step"], "loss": loss, "learning_rate": scheduler.get_last_lr()[0]}
+            seconds, clock = seconds + time.perf_counter() - clock, time.perf_counter()
+            if logs:
+                row = {"step": state["step"], "loss": loss, "epoch": state["step"] / steps_per_epoch}
+                rates = {group["name"]: group["lr"] for group in optimizer.param_groups}  # of the CNN, its last layer
+                row["learning_rate"] = rates["decoder"]
+                if stage.encoder_learns and "encoder" in rates:
+                    row["encoder_learning_rate"] = rates["encoder"]
+                if sampling:
+                    row["scheduled_sampling_probability"] = sampling
+                for name, values in sampled.items():
+                    mean = torch.tensor(values, device=accelerator.device).mean()
+                    row[name] = accelerator.reduce(mean, reduction="mean").item()
+                for name, value in zip(("tokens", "captions", "images"), counts.tolist(), strict=True):
+                    row[f"{name}_per_second"] = round(value / seconds, 1)
                 state["steps"].append(row)
-                bar.set_postfix(loss=f"{loss:.3f}", epoch=epoch)
-                if args.report_to != "none":
-                    accelerator.log({"train/loss": loss, "train/learning_rate": row["learning_rate"]}, step=row["step"])
-            if state["step"] % eval_steps == 0 or state["step"] == num_steps:
-                evaluate()
-                state["seconds"] = time.perf_counter() - started
+                bar.set_postfix(loss=f"{loss:.3f}", epoch=epoch, captions_per_second=row["captions_per_second"])
+                if reports:
+                    accelerator.log({f"train/{k}": v for k, v in row.items() if k != "step"}, step=row["step"])
+                counts, sampled, seconds = torch.zeros_like(counts), defaultdict(list), 0.0
+            evaluates = state["step"] % eval_steps == 0 or is_last_step
+            if evaluates:
+                with averaged.applied() if averaged is not None else nullcontext():
+                    evaluate()
+            if evaluates or (args.save_steps and state["step"] % args.save_steps == 0):
                 save_checkpoint()
-            if state["step"] == num_steps:
+                clock = time.perf_counter()
+            if is_last_step or stages.at(state["step"]) != stage:
                 break
     bar.close()
 
@@ -406,17 +631,26 @@ def main():
         for image_id, reason in sorted(state["broken_images"].items()):
             logger.warning("    %s: %s", image_id, reason)
     if is_main:
-        shutil.copytree(output_dir / "best", output_dir, dirs_exist_ok=True)
+        copy_files(output_dir / "best", output_dir)
+        results = {"best": state["best"], "evaluations": state["evaluations"], "seconds": state["seconds"]}
+        results |= {"energy_kwh": state["energy_kwh"], **peak_memory(accelerator), **provenance(accelerator)}
         write_json(
             output_dir / "training_results.json",
-            {"best": state["best"], "evaluations": state["evaluations"], "seconds": state["seconds"]}
-            | {"data": asdict(data_args), "model": asdict(model_args), "training": asdict(args)},
+            results
+            | {"broken_images": state["broken_images"]}
+            | {"data": asdict(data_args), "model": asdict(model_args), "training": asdict(args)}
+            | {"stages": asdict(stage_args)},
         )
         logger.info("The captioner with the best CIDEr (%.4f) lies in %s", state["best"]["CIDEr"], output_dir)
         logger.info("Curves: %s   Samples: %s", output_dir / "training_curves.png", output_dir / "samples")
+        if args.push_to_hub:
+            repo_id = args.hub_model_id or output_dir.name
+            commit = push_captioner(output_dir, repo_id, private=args.hub_private_repo, revision=args.hub_revision)
+            logger.info("Pushed: %s", commit.commit_url)
     accelerator.end_training()
 
 
 if __name__ == "__main__":
-    with user_errors():
+    logging.basicConfig(format="%(message)s")
+    with user_errors(), logging_redirect_tqdm():  # lines of the log go above the bar
         main()

@@ -1,6 +1,7 @@
 """Processor of the CNN+RNN captioner: images to `pixel_values`, prompts to `input_ids`, captions to `labels`."""
 
 import base64
+import os
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from os import PathLike
@@ -8,6 +9,8 @@ from typing import Any, Unpack
 
 import numpy as np
 import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import RemoteEntryNotFoundError
 from PIL import Image, ImageOps, UnidentifiedImageError
 from transformers import AutoImageProcessor, BitImageProcessorPil, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.feature_extraction_utils import BatchFeature
@@ -24,6 +27,8 @@ except ImportError:
     import httpx  # type: ignore[no-redef]
 
 
+# options of `from_pretrained` that say where files are
+HUB_KWARGS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
 # Floats that were rounded to half precision may leave [0, 1] by a little.
 ROUNDING = 1e-3
 # An image of 1 x 10000 pixels whose shortest edge becomes 256 would have 655 million of them.
@@ -61,6 +66,33 @@ class CnnRnnProcessor(ProcessorMixin):
                 f"are {marks}: add what is missing, as in `tokenizer.add_special_tokens({{'bos_token': '<bos>'}})`."
             )
         super().__init__(image_processor, tokenizer)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: str | PathLike, **kwargs
+    ) -> "CnnRnnProcessor":
+        """
+        As in transformers.
+
+        Raises:
+            OSError: the place has no processor, or cannot be read.
+        """
+        place = pretrained_model_name_or_path
+        try:
+            return super().from_pretrained(place, **kwargs)
+        except httpx.TransportError as error:
+            raise OSError(f"The processor of '{place}' could not be loaded ({error}): try again.") from error
+        except (OSError, ValueError) as error:
+            # transformers talks of a part of it, or of other libraries
+            image_processor = ("processor_config.json", "preprocessor_config.json")
+            if all(_is_missing(place, name, kwargs) for name in image_processor) or _is_missing(
+                place, "tokenizer.json", kwargs
+            ):
+                raise OSError(
+                    f"'{place}' holds no processor (processor_config.json, tokenizer.json): pass a captioner, or save a "
+                    "processor there with `processor.save_pretrained`."
+                ) from error
+            raise
 
     @classmethod
     def from_encoder_pretrained(
@@ -296,6 +328,19 @@ class CnnRnnProcessor(ProcessorMixin):
     @property
     def unused_input_names(self) -> list[str]:
         return ["token_type_ids"]
+
+
+def _is_missing(place: str | PathLike, name: str, kwargs: dict[str, Any]) -> bool:
+    """Whether a folder or repository that can be read has no file of this name."""
+    if os.path.isdir(place):
+        return not os.path.isfile(os.path.join(place, kwargs.get("subfolder") or "", name))
+    try:
+        hf_hub_download(str(place), name, **{key: kwargs[key] for key in HUB_KWARGS if key in kwargs})
+    except RemoteEntryNotFoundError:
+        return True
+    except Exception:  # whatever is wrong, it is not that
+        return False
+    return False
 
 
 def load_rgb(

@@ -10,18 +10,21 @@ with LocalHub(tmp_path) as hub:
 The client reads `HF_ENDPOINT` when it is imported, hence the new process. Contents lie under `blobs` by their SHA-256, a
 repository is one JSON file of branches, tags and commits. Served are: account, creation and deletion, uploads (regular
 and LFS "basic"; no Xet), commits, branches, tags, listings, model info, downloads with ranges. Not served: pull requests,
-discussions, search beyond names.
+discussions, search beyond names. `hub.fail(...)` lets requests go wrong.
 """
 
 import argparse
 import base64
+import dataclasses
 import datetime
 import hashlib
 import json
 import math
 import os
 import re
+import socket
 import struct
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -34,6 +37,7 @@ import yaml
 
 
 USER = "me"
+TOKENS = {"hf_local": "write", "hf_read": "read"}  # and what they are good for
 LFS_SUFFIXES = (
     *(".safetensors", ".bin", ".pt", ".pth", ".onnx", ".h5", ".npy"),
     *(".parquet", ".arrow", ".tar", ".zip", ".gz", ".png", ".jpg", ".jpeg"),
@@ -44,10 +48,12 @@ LFS_SIZE = 10 * 2**20  # larger files are LFS files whatever their name
 class HubError(Exception):
     """An answer that is an error; `code` is what the client tells errors apart by (`X-Error-Code`)."""
 
-    def __init__(self, status: int, message: str, code: str = "", commit: str = ""):
+    def __init__(
+        self, status: int, message: str, code: str = "", commit: str = "", headers: Mapping[str, str] | None = None
+    ):
         super().__init__(message)
         self.status = status
-        self.headers = {"X-Error-Message": message}
+        self.headers = {"X-Error-Message": message, **(headers or {})}
         if code:
             self.headers["X-Error-Code"] = code
         if commit:  # with it the client remembers that the file is absent
@@ -60,6 +66,18 @@ class Addition(NamedTuple):
     path: str
     content: bytes | None = None
     lfs_sha256: str | None = None
+
+
+@dataclasses.dataclass
+class Fault:
+    """What goes wrong with the next `times` requests whose method and path `pattern` is found in; see `LocalHub.fail`."""
+
+    pattern: str
+    times: int
+    status: int = 0
+    retry_after: int | None = None
+    cut: str = ""
+    is_damaged: bool = False
 
 
 class Store:
@@ -190,12 +208,23 @@ class Handler(BaseHTTPRequestHandler):
     def handle_request(self) -> None:
         url = urlsplit(self.path)
         self.query = parse_qs(url.query)
+        self.fault = self.server.next_fault(f"{self.command} {unquote(url.path)}")
+        if self.fault.cut == "request":
+            self.rfile.read(int(self.headers.get("Content-Length") or 0) // 2)
+            self._hang_up()
+            return
         self.body = self._read_body()
+        if self.fault.is_damaged and self.body:
+            self.body = _damaged(self.body)
         try:
+            if self.fault.status:
+                waiting = {} if self.fault.retry_after is None else {"Retry-After": str(self.fault.retry_after)}
+                raise HubError(self.fault.status, "something went wrong", headers=waiting)
             for methods, pattern, answer in ROUTES:
                 if self.command in methods and (match := re.fullmatch(pattern, url.path)):
                     arguments = {key: value and unquote(value) for key, value in match.groupdict().items()}
                     self.server.calls[f"{methods[0]} {answer.__name__}"] += 1
+                    self._check_access(arguments)
                     answer(self, **arguments)
                     return
             self.server.unknown.append(f"{self.command} {self.path}")
@@ -224,15 +253,38 @@ class Handler(BaseHTTPRequestHandler):
         for key, value in {**(headers or {}), "Content-Type": kind, "Content-Length": str(len(content))}.items():
             self.send_header(key, value)
         self.end_headers()
-        if self.command != "HEAD":
+        if self.fault.is_damaged and not self.body and content:
+            content = _damaged(content)
+        if self.fault.cut == "answer":
+            self.wfile.write(content[: len(content) // 2])
+            self._hang_up()
+        elif self.command != "HEAD":
             self.wfile.write(content)
 
     def send_json(self, content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
         self.send(json.dumps(content).encode(), status, headers, "application/json")
 
-    def require_token(self) -> None:
-        if not self.headers.get("Authorization"):
+    def _hang_up(self) -> None:
+        self.close_connection = True
+        self.wfile.flush()
+        self.connection.shutdown(socket.SHUT_RDWR)
+
+    @property
+    def role(self) -> str | None:
+        """What the token of the request is good for; `None` without a token that is known."""
+        return TOKENS.get(self.headers.get("Authorization", "").removeprefix("Bearer "))
+
+    def require_token(self, role: str = "write") -> None:
+        if self.role is None:
             raise HubError(401, "Invalid username or password.")
+        if role == "write" and self.role != "write":
+            raise HubError(403, "You don't have the rights: the token is for reading only.")
+
+    def _check_access(self, arguments: Mapping[str, str | None]) -> None:
+        """A private repository is, for who has no token, not there."""
+        name, kind = arguments.get("name"), (arguments.get("kind") or "model").rstrip("s")
+        if name and self.role is None and name in self.store.names(kind) and self.store.load(kind, name)["private"]:
+            raise HubError(401, "Repository not found", "RepoNotFound")
 
     @property
     def store(self) -> Store:
@@ -248,14 +300,16 @@ class Handler(BaseHTTPRequestHandler):
     # ---- account and repositories ----
 
     def whoami(self) -> None:
-        self.require_token()
-        token = {"displayName": "test", "role": "write"}
+        self.require_token("read")
+        token = {"displayName": "test", "role": self.role}
         account = {"type": "user", "id": "0", "name": USER, "fullname": USER, "email": None, "isPro": False, "orgs": []}
         self.send_json({**account, "auth": {"type": "access_token", "accessToken": token}})
 
     def create_repository(self) -> None:
         self.require_token()
         kind, name, asked = self._named_repository()
+        if not name.startswith(f"{USER}/"):
+            raise HubError(403, f"You don't have the rights to create a {kind} under this namespace")
         private = asked.get("visibility") == "private" or bool(asked.get("private"))
         try:
             self.store.create(kind, name, private, asked.get("sdk"))
@@ -292,7 +346,8 @@ class Handler(BaseHTTPRequestHandler):
         for file in json.loads(self.body)["files"]:
             is_binary = b"\0" in base64.b64decode(file.get("sample") or "")
             is_lfs = is_binary or file["path"].endswith(LFS_SUFFIXES) or file["size"] > LFS_SIZE
-            oid = files.get(file["path"], {}).get("oid")
+            known = files.get(file["path"])
+            oid = known and known["sha256" if known["lfs"] else "oid"]
             mode = "lfs" if is_lfs else "regular"
             answers.append({"path": file["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid})
         self.send_json({"files": answers})
@@ -522,6 +577,11 @@ class Handler(BaseHTTPRequestHandler):
         self.send(content, status, headers, "application/octet-stream")
 
 
+def _damaged(content: bytes) -> bytes:
+    """The same number of bytes, of which the last one is another."""
+    return content[:-1] + bytes([content[-1] ^ 1])
+
+
 def _file_entry(path: str, file: Mapping[str, Any]) -> dict[str, Any]:
     entry = {"type": "file", "oid": file["oid"], "size": file["size"], "path": path}
     if file["lfs"]:
@@ -570,6 +630,21 @@ class _Server(ThreadingHTTPServer):
         self.store = store
         self.calls: Counter[str] = Counter()
         self.unknown: list[str] = []
+        self.faults: list[Fault] = []
+        self.lock = threading.Lock()
+
+    def next_fault(self, request: str) -> Fault:
+        with self.lock:
+            for fault in self.faults:
+                if fault.times > 0 and re.search(fault.pattern, request):
+                    fault.times -= 1
+                    return fault
+        return Fault("", 0)
+
+    def handle_error(self, request, client_address) -> None:
+        """A client that has gone is no error of the server."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class LocalHub:
@@ -589,7 +664,7 @@ class LocalHub:
         self.calls, self.unknown = self.server.calls, self.server.unknown
 
     def __enter__(self) -> Self:
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
         return self
 
     def __exit__(self, *error) -> None:
@@ -607,6 +682,31 @@ class LocalHub:
             for path, content in files.items()
         ]
         return self.store.commit(kind, name, branch, "files", additions)
+
+    def fail(
+        self,
+        pattern: str,
+        times: int = 1,
+        *,
+        status: int = 0,
+        retry_after: int | None = None,
+        cut: str = "",
+        is_damaged: bool = False,
+    ) -> Fault:
+        """
+        Let the next requests go wrong whose method and path, as in `"GET /me/cat/resolve/main/config.json"`, match.
+
+        Args:
+            pattern: regular expression.
+            times: so many requests; `fault.times` of what is returned says how many of them have not come.
+            status: answer with this error, and do nothing.
+            retry_after: seconds to wait, told with the error.
+            cut: hang up in the middle of the `"request"` without having done anything, or of the `"answer"`.
+            is_damaged: another last byte arrives, of a request with a body in the request, else in the answer.
+        """
+        fault = Fault(pattern, times, status, retry_after, cut, is_damaged)
+        self.server.faults.append(fault)
+        return fault
 
     def environment(self, home: str | os.PathLike) -> dict[str, str]:
         """Environment of a process whose Hub this is, with caches of its own below `home`."""

@@ -1,13 +1,22 @@
 """The scripts, run as they stand on a few drawn pictures: what they write, resume, refuse and survive."""
 
 import errno
+import importlib.util
 import json
+import os
+import random
+import re
 import runpy
+import signal
+import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import datasets
 import pytest
 import torch
+from datasets import load_from_disk
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -24,6 +33,7 @@ TINY_CNN = {
     "hidden_sizes": [8, 8],
     "depths": [1, 1],
 }
+CONVNEXT = {"model_type": "convnext", "hidden_sizes": [8, 8], "depths": [1, 1], "num_stages": 2, "patch_size": 4}
 TINY = {
     "encoder_config": json.dumps(TINY_CNN),
     "image_size": 32,
@@ -139,12 +149,116 @@ def test_a_training_that_was_killed_goes_on_bit_by_bit(trained, pictures, tmp_pa
     )
 
 
+# runs a script that is killed when it touches, for the n-th time, a path with this text in it
+KILLED = """
+import os, runpy, signal, sys
+
+text, left = sys.argv[1], int(sys.argv[2])
+sys.argv = sys.argv[3:]
+
+def watch(event, arguments):
+    global left
+    if event in ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir") and text in str(arguments[0]):
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(watch)
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def run_killed(text: str, count: int, **options) -> int:
+    """`train_captioner.py` in a process of its own; returns its exit status, -9 if it was killed."""
+    words = [sys.executable, "-c", KILLED, text, str(count), str(EXAMPLES / "train_captioner.py")]
+    words += [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(words, env=environment, capture_output=True, check=False).returncode
+
+
+# of dropout, an average, words of its own and a schedule, and checkpoints between evaluations
+RESUMED = TINY | {"max_train_steps": 8, "ema_decay": 0.9, "scheduled_sampling_max": 0.5, "save_steps": 1} | {
+    "scheduled_sampling_increase": 0.5,
+    "eval_epochs": 0.6,
+    "random_crop": True,
+    "resume_from_checkpoint": "latest",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(pictures, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    run("train_captioner", dataset_name=pictures, output_dir=folder, **RESUMED)
+    return folder
+
+
+def assert_same_training(folder: Path, other: Path):
+    states = [json.loads((path / "checkpoint-8" / "trainer_state.json").read_text()) for path in (folder, other)]
+    for name in ("best", "evaluations"):
+        assert states[0][name] == states[1][name]
+    # all that is logged but the speed
+    rows = [[{k: v for k, v in row.items() if "per_second" not in k} for row in state["steps"]] for state in states]
+    assert rows[0] == rows[1]
+    assert [row["step"] for row in rows[0]] == list(range(1, 9))
+    for name in ("model.safetensors", "checkpoint-8/model.safetensors", "checkpoint-8/custom_checkpoint_1.pkl"):
+        assert (folder / name).read_bytes() == (other / name).read_bytes()
+    assert not list(folder.rglob("*.partial"))
+
+
+def test_a_training_that_is_killed_while_it_saves_goes_on_bit_by_bit(whole, pictures, tmp_path):
+    options = RESUMED | {"dataset_name": pictures, "output_dir": tmp_path}
+    assert run_killed("checkpoint-5.partial", 3, **options) == -signal.SIGKILL
+    assert not (tmp_path / "checkpoint-5").exists()
+    run("train_captioner", **options)
+    assert_same_training(tmp_path, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_a_training_that_is_killed_at_any_moment_goes_on_bit_by_bit(seed, whole, pictures, tmp_path):
+    """Each time after so many more files were opened, renamed or removed below the folder, which is what can go wrong."""
+    options = RESUMED | {"dataset_name": pictures, "output_dir": tmp_path, "save_total_limit": 2}
+    moments = random.Random(seed)
+    killed = 0
+    while (status := run_killed(str(tmp_path), moments.randrange(1, 80), **options)) == -signal.SIGKILL:
+        killed += 1
+    assert status == 0
+    assert killed > 1
+    assert_same_training(tmp_path, whole)
+
+
+def test_two_processes_learn_what_one_learns_from_batches_twice_as_large(pictures, tmp_path):
+    """With an image that cannot be read, and a last batch that does not fill both processes."""
+    dataset = load_from_disk(pictures)
+    images = dataset["train"].cast_column("image", datasets.Image(decode=False))["image"][:22]
+    images[5] = {"bytes": images[5]["bytes"][:60], "path": None}  # of those that the second process opens
+    dataset["train"] = dataset["train"].select(range(22)).remove_columns("image").add_column("image", images)
+    dataset["train"] = dataset["train"].cast_column("image", datasets.Image())
+    dataset.save_to_disk(tmp_path / "pictures")
+    options = TINY | {"dataset_name": tmp_path / "pictures", "dropout": 0.0, "num_train_epochs": 2, "eval_epochs": 1}
+    # BatchNorm sees each small batch alone, so the CNN is one without
+    options["encoder_config"] = json.dumps(CONVNEXT)
+    run("train_captioner", output_dir=tmp_path / "one", **options | {"per_device_train_batch_size": 8})
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    words += [str(EXAMPLES / "train_captioner.py"), "--output_dir", str(tmp_path / "two")]
+    words += [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    finished = subprocess.run(
+        words, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
+    )
+    assert finished.returncode == 0, finished.stderr[-2000:]
+
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+    results = [json.loads((tmp_path / name / "training_results.json").read_text()) for name in ("one", "two")]
+    for one, two in zip(results[0]["evaluations"], results[1]["evaluations"], strict=True):
+        assert two == pytest.approx(one, rel=1e-5)  # the metrics of all sentences, each counted once
+    assert list(results[0]["broken_images"]) == [dataset["train"]["image_id"][5]]
+    assert results[1]["broken_images"].keys() == results[0]["broken_images"].keys()
+
+
 def test_accumulated_steps_learn_what_one_large_batch_learns(pictures, tmp_path):
     options = TINY | {"dropout": 0.0, "max_train_steps": 3, "lr_scheduler_type": "constant", "eval_epochs": 1}
     # BatchNorm sees each small batch alone, so the CNN is one without
-    options["encoder_config"] = json.dumps(
-        {"model_type": "convnext", "hidden_sizes": [8, 8], "depths": [1, 1], "num_stages": 2, "patch_size": 4}
-    )
+    options["encoder_config"] = json.dumps(CONVNEXT)
     run("train_captioner", dataset_name=pictures, output_dir=tmp_path / "one", **options)
     options |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
     run("train_captioner", dataset_name=pictures, output_dir=tmp_path / "two", **options)
@@ -214,6 +328,13 @@ def test_a_full_disk_loses_only_the_checkpoint_being_written(pictures, tmp_path,
         ({"resume_from_checkpoint": "nowhere"}, "trainer_state.json"),
         ({"min_frequency": 10000}, "min_frequency"),
         ({"tie_word_embeddings": True, "embedding_size": 8}, "tie_word_embeddings"),
+        ({"freeze_encoder": False, "unfreeze_encoder_after_epochs": 1}, "nothing to unfreeze"),
+        ({"unfreeze_encoder_after_epochs": 1, "unfreeze_encoder_after_steps": 1}, "not both"),
+        ({"unfreeze_encoder_after_epochs": 1, "unfreeze_encoder_from_layer": 7}, "a stem, 0, and 2 layers"),
+        ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "lr_scheduler_type"),
+        ({"ema_decay": 1.5}, "ema_decay"),
+        ({"report_to": "trackers"}, "no tracker 'trackers'"),
+        ({"self_critical_after_steps": 0, "self_critical_baseline": "mean"}, "baseline"),
     ],
 )
 def test_a_mistake_ends_training_with_one_sentence(options, sentence, pictures, tmp_path):
@@ -223,12 +344,186 @@ def test_a_mistake_ends_training_with_one_sentence(options, sentence, pictures, 
     assert stop.value.code.startswith("Error: ")
 
 
-def test_a_dataset_without_captions_is_refused_with_its_columns(pictures, tmp_path):
-    from datasets import load_from_disk
+def test_a_training_is_not_mixed_with_an_earlier_one(pictures, tmp_path):
+    options = TINY | {"dataset_name": pictures, "output_dir": tmp_path}
+    run("train_captioner", max_train_steps=3, **options)
+    with pytest.raises(SystemExit, match="checkpoint-3 of an earlier training"):
+        run("train_captioner", max_train_steps=1, **options)
+    run("train_captioner", max_train_steps=1, overwrite_output_dir=True, **options)
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-1"]
 
+
+def test_pushing_without_a_token_is_refused_before_the_training(pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    with pytest.raises(SystemExit, match="needs a token"):
+        run("train_captioner", dataset_name=pictures, output_dir=tmp_path, push_to_hub=True, **TINY)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_was_trained_is_pushed(pictures, tmp_path, monkeypatch):
+    pushed = []
+
+    def push_captioner(folder, repo_id, *, private, revision):
+        assert (Path(folder) / "model.safetensors").is_file()
+        assert (Path(folder) / "training_results.json").is_file()
+        pushed.append((repo_id, private, revision))
+        return SimpleNamespace(commit_url="there")
+
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "token")
+    monkeypatch.setattr("modeling_cnnrnn.training.pushing.push_captioner", push_captioner)
+    options = {"hub_model_id": "me/captioner", "hub_private_repo": True, "hub_revision": "tiny", "push_to_hub": True}
+    run("train_captioner", dataset_name=pictures, output_dir=tmp_path, max_train_steps=1, **options, **TINY)
+    assert pushed == [("me/captioner", True, "tiny")]
+
+
+def test_a_dataset_without_captions_is_refused_with_its_columns(pictures, tmp_path):
     load_from_disk(pictures).remove_columns(["captions", "scene"]).save_to_disk(tmp_path / "bare")
     with pytest.raises(SystemExit, match="image_id"):
         run("train_captioner", dataset_name=tmp_path / "bare", output_dir=tmp_path / "out", **TINY)
+
+
+def rows_of(folder: Path) -> list[dict]:
+    """What was logged at each step."""
+    newest = max(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    return json.loads((newest / "trainer_state.json").read_text())["steps"]
+
+
+@pytest.fixture(scope="module")
+def cnn(trained, tmp_path_factory) -> Path:
+    """A trained CNN by itself."""
+    folder = tmp_path_factory.mktemp("cnn")
+    CnnRnnForConditionalGeneration.from_pretrained(trained).get_encoder().cnn.save_pretrained(folder)
+    CnnRnnProcessor.from_pretrained(trained).image_processor.save_pretrained(folder)
+    return folder
+
+
+# a frozen CNN through stored features, two steps later its last layer too, and two later self-critical training
+STAGES = {name: value for name, value in TINY.items() if name not in ("encoder_config", "image_size")} | {
+    "cache_image_features": True,
+    "max_train_steps": 6,
+    "unfreeze_encoder_after_steps": 2,
+    "unfreeze_encoder_from_layer": -1,
+    "encoder_learning_rate": 1e-3,
+    "self_critical_after_steps": 4,
+    "self_critical_learning_rate": 1e-4,
+    "self_critical_num_samples": 2,
+    "scheduled_sampling_max": 0.5,
+    "scheduled_sampling_increase": 0.6,
+    "ema_decay": 0.9,
+    "save_steps": 1,
+    "eval_epochs": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def staged(cnn, pictures, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("stages")
+    run("train_captioner", dataset_name=pictures, encoder_name_or_path=cnn, output_dir=folder, **STAGES)
+    return folder
+
+
+def test_each_stage_trains_what_it_says(staged, cnn):
+    before = {f"model.encoder.cnn.{name}": tensor for name, tensor in load_file(cnn / "model.safetensors").items()}
+
+    def changed(step: int) -> set[str]:
+        now = weights(staged / f"checkpoint-{step}")
+        return {name for name, tensor in before.items() if not torch.equal(now[name], tensor)}
+
+    assert not changed(2)
+    last_layer = {name for name in changed(3) if ".encoder.stages.1." in name}
+    assert changed(3) == last_layer != set()
+    assert not any("normalization" in name for name in changed(6))
+    stages = [json.loads((staged / f"checkpoint-{n}" / "trainer_state.json").read_text())["stage"] for n in (1, 3, 5)]
+    assert stages == ["cross-entropy, frozen CNN", "cross-entropy", "self-critical"]
+
+
+def test_stages_have_their_own_rates(staged):
+    rows = rows_of(staged)
+    assert ["encoder_learning_rate" in row for row in rows] == [False, False, True, True, True, True]
+    assert rows[3]["learning_rate"] == pytest.approx(1e-4)  # what the first step of the second schedule takes
+    assert max(row["learning_rate"] for row in rows[3:]) <= 1e-4 < rows[0]["learning_rate"]
+
+
+def test_scheduled_sampling_grows_and_ends_with_self_critical_training(staged):
+    rows = rows_of(staged)
+    sampling = [row.get("scheduled_sampling_probability", 0) for row in rows]
+    assert sampling[:4] == pytest.approx([0, 0.1, 0.2, 0.3])
+    assert sampling[4:] == [0, 0]
+    assert ["reward" in row for row in rows] == [False] * 4 + [True] * 2
+
+
+def test_the_model_that_is_kept_has_averaged_weights(staged):
+    best = json.loads((staged / "training_results.json").read_text())["best"]["step"]
+    kept, learned = weights(staged), weights(staged / f"checkpoint-{best}")
+    assert not torch.equal(kept["lm_head.weight"], learned["lm_head.weight"])
+    averages = torch.load(staged / f"checkpoint-{best}" / "custom_checkpoint_1.pkl")["averages"]
+    assert any(torch.equal(kept["lm_head.weight"], tensor) for tensor in averages)
+
+
+@pytest.mark.parametrize("step", [2, 3, 5])
+def test_each_stage_is_gone_on_with_bit_by_bit(step, staged, cnn, pictures, tmp_path):
+    """From each checkpoint, those at the borders of stages too."""
+    run(
+        "train_captioner",
+        dataset_name=pictures,
+        encoder_name_or_path=cnn,
+        output_dir=tmp_path,
+        features_cache_dir=staged / "image_features",
+        resume_from_checkpoint=staged / f"checkpoint-{step}",
+        **STAGES,
+    )
+    assert losses(tmp_path)[step:] == losses(staged)[step:]
+    for name in ("model.safetensors", "custom_checkpoint_1.pkl"):
+        assert (tmp_path / "checkpoint-6" / name).read_bytes() == (staged / "checkpoint-6" / name).read_bytes()
+
+
+def test_a_checkpoint_is_not_gone_on_with_in_another_stage(staged, cnn, pictures, tmp_path):
+    options = STAGES | {"unfreeze_encoder_after_steps": 3}
+    with pytest.raises(SystemExit, match="was saved in the stage 'cross-entropy', but"):
+        run(
+            "train_captioner",
+            dataset_name=pictures,
+            encoder_name_or_path=cnn,
+            output_dir=tmp_path,
+            features_cache_dir=staged / "image_features",
+            resume_from_checkpoint=staged / "checkpoint-3",
+            **options,
+        )
+
+
+def test_results_say_where_they_come_from(trained):
+    results = json.loads((trained / "training_results.json").read_text())
+    assert "train_captioner.py --dataset_name" in results["command"]
+    assert results["versions"]["torch"] == torch.__version__
+    assert "1 x cpu, 1 threads" in results["hardware"]
+    assert 0.1 < results["peak_memory_gib"] < 100
+    assert (results["energy_kwh"] is None) == (importlib.util.find_spec("codecarbon") is None)
+    assert results["stages"]["self_critical_after_epochs"] is None
+
+
+def test_trackers_receive_losses_rates_speeds_scores_and_pictures(pictures, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    options = {"dataset_name": pictures, "output_dir": tmp_path, "max_train_steps": 1, "report_to": "tensorboard"}
+    run("train_captioner", **TINY, **options)
+    folder = next(path.parent for path in (tmp_path / "logs").rglob("events*") if path.parent.name == "captioner")
+    events = EventAccumulator(str(folder)).Reload()
+    names = {"train/loss", "train/learning_rate", "train/tokens_per_second", "eval/loss", "eval/CIDEr"}
+    assert names <= set(events.Tags()["scalars"])
+    assert events.Images("samples")[0].width > 300
+    assert "captions/text_summary" in events.Tags()["tensors"]
+
+
+def test_lines_of_the_log_stand_above_the_bar(pictures, tmp_path):
+    words = [sys.executable, str(EXAMPLES / "train_captioner.py"), "--dataset_name", str(pictures)]
+    options = TINY | {"output_dir": tmp_path, "max_train_steps": 2, "eval_epochs": 0.1}
+    words += [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    printed = subprocess.run(
+        words, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=True
+    )
+    shown = re.split(r"[\r\n]", printed.stderr)
+    (line,) = [line for line in shown if "step 1: loss" in line]
+    assert line.strip("\x1b[A ").startswith("step 1: loss")
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,26 @@ from safetensors import safe_open
 from modeling_cnnrnn import CnnRnnForConditionalGeneration, CnnRnnProcessor, build_tokenizer
 from modeling_cnnrnn.data.shapes import build_shapes
 from modeling_cnnrnn.training.batching import CaptionDataset, RandomResizedCrop, collate_captions
-from modeling_cnnrnn.training.checkpoints import checkpoints, find_checkpoint, remove_old_checkpoints, whole_folder
+from modeling_cnnrnn.training.checkpoints import (
+    checkpoints,
+    copy_files,
+    find_checkpoint,
+    remove_later_checkpoints,
+    remove_old_checkpoints,
+    whole_folder,
+)
 from modeling_cnnrnn.training.evaluation import evaluation_loss, generate_captions
 from modeling_cnnrnn.training.features import compute_image_features
-from modeling_cnnrnn.training.optimization import in_groups, parameter_groups
+from modeling_cnnrnn.training.optimization import (
+    AveragedWeights,
+    encoder_layers,
+    in_groups,
+    parameter_groups,
+    two_stage_scheduler,
+    unfreeze_encoder_layers,
+)
+from modeling_cnnrnn.training.pictures import save_training_curves
+from modeling_cnnrnn.training.stages import Stages, scheduled_sampling_probability, switch_step
 
 
 @pytest.fixture(scope="module")
@@ -217,6 +233,131 @@ def test_frozen_weights_are_not_in_the_optimiser(captioner):
     captioner.freeze_encoder()
     trained = {id(p) for group in parameter_groups(captioner, 1e-3) for p in group["params"]}
     assert not trained & {id(p) for p in captioner.get_encoder().cnn.parameters()}
+
+
+def test_the_layers_of_a_cnn_hold_each_weight_once_from_the_stem_on(captioner):
+    cnn = captioner.get_encoder().cnn
+    names = {id(parameter): name for name, parameter in cnn.named_parameters()}
+    layers = [{names[id(parameter)] for parameter in layer} for layer in encoder_layers(captioner)]
+    assert [len({name.split(".")[0] for name in layer}) for layer in layers] == [1, 1, 1]
+    assert all(name.startswith("embedder.") for name in layers[0])
+    assert all(name.startswith("encoder.stages.1.") for name in layers[2])
+    assert sum(map(len, layers)) == len(names)
+
+
+def test_a_cnn_is_finetuned_from_a_layer_on_without_its_norms(captioner):
+    captioner.freeze_encoder()
+    unfreeze_encoder_layers(captioner, -1)
+    learning = {name for name, p in captioner.get_encoder().cnn.named_parameters() if p.requires_grad}
+    assert learning
+    assert all(name.startswith("encoder.stages.1.") and "normalization" not in name for name in learning)
+    captioner.train()
+    assert not any(m.training for m in captioner.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    with pytest.raises(ValueError, match="from -3 to 2"):
+        unfreeze_encoder_layers(captioner, 3)
+
+
+def test_the_rate_of_the_cnn_falls_from_layer_to_layer(captioner):
+    groups = parameter_groups(captioner, 1e-3, 1e-4, encoder_layer_decay=0.5)
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    for depth, layer in enumerate(encoder_layers(captioner)):
+        assert {rates[id(p)] for p in layer} == {1e-4 * 0.5 ** (2 - depth)}
+    assert rates[id(captioner.lm_head.weight)] == 1e-3
+    assert {group["name"]: group["lr"] for group in groups} == {"encoder": 1e-4, "decoder": 1e-3}
+
+
+def test_each_stage_has_the_schedule_with_its_warmup():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=2.0)
+    scheduler = two_stage_scheduler("linear", optimizer, 0.25, 12, second_stage_step=8, second_stage_factor=0.1)
+    rates = []
+    for _ in range(12):
+        rates.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    first = [0, 1, 2, 2 * 5 / 6, 2 * 4 / 6, 1, 2 / 3, 1 / 3]
+    assert rates == pytest.approx([*first, 0, 0.2, 0.2 * 2 / 3, 0.2 / 3])
+
+
+def test_averaged_weights_are_in_the_model_only_within_their_context(captioner):
+    weight, norm = captioner.lm_head.weight, captioner.get_encoder().cnn.embedder.embedder.normalization
+    averaged = AveragedWeights(captioner, 0.5)
+    start = weight.detach().clone()
+    with torch.no_grad():
+        weight += 1
+        norm.running_mean += 1
+    learned = weight.detach().clone()
+    averaged.update()  # the first step keeps min(decay, 2 / 11) of the average
+    with averaged.applied():
+        assert torch.allclose(weight, start + 9 / 11)
+        assert torch.allclose(norm.running_mean, torch.tensor(9 / 11))
+    assert torch.equal(weight, learned)
+    again = AveragedWeights(captioner, 0.5)
+    again.load_state_dict(averaged.state_dict())
+    assert all(map(torch.equal, again.averages, averaged.averages))
+    assert again.num_updates == 1
+
+
+def test_stages_follow_each_other():
+    stages = Stages(encoder_step=2, self_critical_step=4)
+    assert [str(stages.at(step)) for step in (1, 2, 4)] == [
+        "cross-entropy, frozen CNN",
+        "cross-entropy",
+        "self-critical",
+    ]
+    assert str(Stages(None, 0).at(0)) == "self-critical, frozen CNN"
+    assert switch_step("self_critical", 1.5, None, 10) == 15
+    assert switch_step("self_critical", None, 0, 10) == 0
+    with pytest.raises(ValueError, match="self_critical_after_epochs"):
+        switch_step("self_critical", -1, None, 10)
+
+
+def test_scheduled_sampling_grows_from_its_start_to_its_maximum():
+    values = [scheduled_sampling_probability(epoch, 2, 0.05, 0.25) for epoch in (0, 2, 3.5, 7, 50)]
+    assert values == pytest.approx([0, 0, 0.075, 0.25, 0.25])
+
+
+def test_a_folder_that_was_being_replaced_when_the_process_was_killed_comes_back(tmp_path):
+    target = tmp_path / "best"
+    (tmp_path / "best.previous").mkdir()
+    (tmp_path / "best.previous" / "weights").write_text("old")
+    with pytest.raises(OSError, match="full"), whole_folder(target):
+        raise OSError("full")
+    assert (target / "weights").read_text() == "old"
+
+
+def test_files_are_copied_beside_those_that_are_there(tmp_path):
+    for folder, name in (("from", "a/b"), ("from", "c"), ("to", "c"), ("to", "d")):
+        path = tmp_path / folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(folder)
+    copy_files(tmp_path / "from", tmp_path / "to")
+    files = {str(p.relative_to(tmp_path / "to")): p.read_text() for p in (tmp_path / "to").rglob("*") if p.is_file()}
+    assert files == {"a/b": "from", "c": "from", "d": "to"}
+
+
+def test_checkpoints_after_a_step_are_removed(tmp_path):
+    for name in ("checkpoint-2", "checkpoint-10", "checkpoint-4", "checkpoint-3.partial"):
+        (tmp_path / name).mkdir()
+    remove_later_checkpoints(tmp_path, 4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-4"]
+
+
+def test_a_checkpoint_that_is_half_removed_is_not_the_latest(tmp_path, monkeypatch):
+    (tmp_path / "checkpoint-2").mkdir()
+    (tmp_path / "checkpoint-5").mkdir()
+    monkeypatch.setattr("shutil.rmtree", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        remove_later_checkpoints(tmp_path, 2)
+    assert find_checkpoint(tmp_path, "latest") == tmp_path / "checkpoint-2"
+
+
+def test_curves_of_self_critical_training_show_its_reward(tmp_path):
+    steps = [{"step": 1, "loss": 3.0, "learning_rate": 0.1}]
+    save_training_curves(tmp_path / "plain.png", steps, [])
+    steps.append({"step": 2, "loss": -0.1, "learning_rate": 0.1, "reward": 0.5, "baseline": 0.4})
+    save_training_curves(tmp_path / "rewards.png", steps, [{"step": 2, "CIDEr": 0.4, "loss": 3.1}])
+    plain, rewards = (Image.open(tmp_path / name) for name in ("plain.png", "rewards.png"))
+    assert rewards.width > 1.2 * plain.width
 
 
 def test_groups_hold_all_items():

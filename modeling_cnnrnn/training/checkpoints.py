@@ -26,6 +26,8 @@ def whole_folder(path: str | os.PathLike, accelerator: Accelerator | None = None
     is_main = accelerator is None or accelerator.is_main_process
     wait = accelerator.wait_for_everyone if accelerator is not None else lambda: None
     if is_main:
+        if previous.exists() and not path.exists():  # killed between the two renames below
+            previous.rename(path)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     wait()
@@ -41,6 +43,17 @@ def whole_folder(path: str | os.PathLike, accelerator: Accelerator | None = None
             path.rename(previous)
         partial.rename(path)
         shutil.rmtree(previous, ignore_errors=True)
+
+
+def copy_files(source: str | os.PathLike, target: str | os.PathLike) -> None:
+    """Copy the files of a folder into another, each of them whole or not at all; what else is there stays."""
+    for path in Path(source).rglob("*"):
+        copy = Path(target) / path.relative_to(source)
+        if path.is_file():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            partial = copy.with_name(copy.name + ".partial")
+            shutil.copy2(path, partial)
+            os.replace(partial, copy)
 
 
 def write_json(path: str | os.PathLike, content) -> None:
@@ -85,4 +98,21 @@ def remove_old_checkpoints(output_dir: str | os.PathLike, save_total_limit: int 
     """Keep the newest `save_total_limit` checkpoints of a folder."""
     if save_total_limit is not None:
         for path in checkpoints(output_dir)[: -save_total_limit or None]:
-            shutil.rmtree(path)
+            _remove(path)
+
+
+def remove_later_checkpoints(output_dir: str | os.PathLike, step: int) -> None:
+    """
+    Remove the checkpoints after a step, which a training that goes on from there would mix with its own, and those that
+    were not finished.
+    """
+    for path in checkpoints(output_dir):
+        if int(path.name.split("-")[1]) > step:
+            _remove(path)
+    for path in Path(output_dir).glob("checkpoint-*.partial"):
+        shutil.rmtree(path)
+
+
+def _remove(checkpoint: Path) -> None:
+    # killed in between, half of a checkpoint is not to be taken for the newest one
+    shutil.rmtree(checkpoint.rename(checkpoint.with_name(checkpoint.name + ".partial")))

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.utils import httpx
 
 
 @contextmanager
@@ -15,7 +16,7 @@ def user_errors() -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, OSError, ImportError, StrictDataclassError) as error:
+    except (ValueError, OSError, ImportError, StrictDataclassError, httpx.TransportError) as error:
         if os.environ.get("CNNRNN_DEBUG"):
             raise
         sys.exit(f"Error: {error}")

@@ -40,16 +40,25 @@ def save_training_curves(
     evaluations: Sequence[Mapping[str, float]],
 ) -> None:
     """
-    Draw loss, learning rate and metrics against the training step.
+    Draw loss, learning rate, metrics and rewards against the training step.
 
     Args:
-        steps: rows with `step`, `loss` and `learning_rate`.
+        steps: rows with `step`, `loss` and `learning_rate`; those of self-critical training have a `reward`, and their
+            `loss`, which is no cross-entropy, is not drawn.
         evaluations: rows with `step` and any scores; `loss` is drawn beside the training's.
     """
-    figure, axes = plt.subplots(1, 3, figsize=(14, 4), layout="constrained")
-    axes[0].plot([row["step"] for row in steps], [row["loss"] for row in steps], label="training", linewidth=1)
-    panels = [(axes[0], ["loss"], "loss (nats per token)"), (axes[1], ["CIDEr"], "CIDEr")]
-    for axis, names, title in [*panels, (axes[2], ["BLEU-1", "BLEU-4", "ROUGE-L", "accuracy"], "other scores")]:
+    rewards = [row for row in steps if "reward" in row]
+    losses = [row for row in steps if "reward" not in row]
+    panels = [("loss (nats per token)", ["loss"]), ("CIDEr", ["CIDEr"])]
+    panels += [("other scores", ["BLEU-1", "BLEU-4", "ROUGE-L", "accuracy"])]
+    figure, axes = plt.subplots(1, 4 if rewards else 3, figsize=(18 if rewards else 14, 4), layout="constrained")
+    axes[0].plot([row["step"] for row in losses], [row["loss"] for row in losses], label="training", linewidth=1)
+    if rewards:
+        for name in ("reward", "baseline"):
+            axes[3].plot([row["step"] for row in rewards], [row[name] for row in rewards], label=name, linewidth=1)
+        axes[3].set(xlabel="step", title="reward of sampled sentences")
+        axes[3].legend()
+    for axis, (title, names) in zip(axes, panels, strict=False):
         for name in names:
             rows = [row for row in evaluations if row.get(name) is not None]
             if rows:
