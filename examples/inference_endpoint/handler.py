@@ -1,0 +1,77 @@
+"""
+Serves a captioner as an Inference Endpoint: the file lies in the captioner's repository, with requirements.txt.
+
+    hf upload user/captioner examples/inference_endpoint .
+
+A request is an image, or JSON with images as base64 or URLs and with options of `generate`:
+
+    {"inputs": "<base64>", "parameters": {"num_beams": 3, "num_return_sequences": 3, "return_scores": true}}
+    [{"generated_text": "a dog jumps over a bar", "score": -3.1}, ...]
+"""
+
+import base64
+import binascii
+from typing import Any
+
+from PIL import Image
+from transformers import GenerationConfig, pipeline
+
+
+# of a call of the pipeline; all others are for `generate`
+PIPELINE_PARAMETERS = ("prompt", "max_new_tokens", "num_return_sequences", "return_scores", "batch_size")
+# not everything that `generate` takes: `custom_generate` runs whatever code its caller names
+GENERATE_PARAMETERS = frozenset(GenerationConfig().to_dict())
+TIMEOUT = 10  # seconds to wait for a URL
+
+
+class EndpointHandler:
+    """
+    Images to sentences, as Inference Endpoints call it.
+
+    Args:
+        path: the folder of the repository, which holds the captioner and its code.
+    """
+
+    def __init__(self, path: str = ""):
+        self.pipeline = pipeline("image-to-text", model=path, trust_remote_code=True)
+
+    def __call__(self, data: dict[str, Any]) -> list:
+        """
+        Args:
+            data: `inputs`, an image (of PIL, bytes, base64, a `data:` URI or a URL) or a list of images, and optionally
+                `parameters`: `prompt`, `max_new_tokens`, `num_return_sequences`, `return_scores`, `batch_size` and
+                options of `generate`, which may stand in `generate_kwargs` too.
+
+        Returns:
+            For one image a list with a dictionary for each sentence (`generated_text`, with `return_scores` its
+            log-probability as `score`), for a list of images a list of such lists.
+
+        Raises:
+            ValueError: `inputs` is missing or no image, or a parameter is unknown.
+            OSError: a URL cannot be read.
+        """
+        inputs, parameters = data.get("inputs"), dict(data.get("parameters") or {})
+        if inputs is None:
+            raise ValueError('`inputs` is missing: send an image, or JSON as {"inputs": "<base64>"}.')
+        options = {name: parameters.pop(name) for name in PIPELINE_PARAMETERS if name in parameters}
+        generate_kwargs = {**(parameters.pop("generate_kwargs", None) or {}), **parameters}
+        for name in generate_kwargs.keys() - GENERATE_PARAMETERS:
+            raise ValueError(
+                f"`parameters` holds `{name}`: pass {', '.join(PIPELINE_PARAMETERS)} or fields of `GenerationConfig`."
+            )
+        images = [_image(image) for image in inputs] if isinstance(inputs, list) else _image(inputs)
+        return self.pipeline(images, generate_kwargs=generate_kwargs, timeout=TIMEOUT, **options)
+
+
+def _image(source: Any) -> Image.Image | bytes | str:
+    """What the pipeline takes. It would open a path too, but the files of this machine are not for who sends requests."""
+    if isinstance(source, Image.Image | bytes):
+        return source
+    if not isinstance(source, str):
+        raise ValueError(f"`inputs` holds a {type(source).__name__}: send an image as base64 or a URL.")
+    if source.startswith(("http://", "https://", "data:image/")):
+        return source
+    try:
+        return base64.b64decode("".join(source.split()), validate=True)
+    except (binascii.Error, ValueError):
+        raise ValueError(f"`inputs` holds {source[:40]!r}, no image: send an image as base64 or a URL.") from None
