@@ -34,7 +34,6 @@ from accelerate import Accelerator
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     ProjectConfiguration,
-    TorchDynamoPlugin,
     gather_object,
     set_seed,
 )
@@ -179,7 +178,7 @@ class TrainingArguments:
     )
     mixed_precision: str = field(default="no", metadata={"help": "no, bf16 or fp16."})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Of the CNN: less memory, more time."})
-    torch_compile: bool = field(default=False, metadata={"help": "Compile the model: minutes at first, then faster."})
+    torch_compile: bool = field(default=False, metadata={"help": "Compile the CNN: slow at first, then faster."})
     seed: int = 42
     dataloader_num_workers: int = 0
     eval_epochs: float = field(default=1.0, metadata={"help": "Evaluate and save after so many epochs."})
@@ -237,7 +236,6 @@ def main():
         mixed_precision=args.mixed_precision,
         log_with=find_trackers(args.report_to),
         kwargs_handlers=[wrapping := DistributedDataParallelKwargs()],
-        dynamo_plugin=TorchDynamoPlugin(backend="inductor" if args.torch_compile else "no"),
         project_config=ProjectConfiguration(project_dir=str(output_dir), logging_dir=str(output_dir / "logs")),
     )
     is_main = accelerator.is_main_process
@@ -328,6 +326,8 @@ def main():
     model.get_encoder().cnn.to(memory_format=torch.channels_last)  # what convolutions are fastest with
     if args.gradient_checkpointing:
         model.activation_checkpointing_enable()
+    if args.torch_compile:
+        model.get_encoder().cnn.compile()  # in place; sentences differ in length, and each would be compiled anew
 
     # 3. The batches
     augmentation = None

@@ -255,6 +255,15 @@ def test_two_processes_learn_what_one_learns_from_batches_twice_as_large(picture
     assert results[1]["broken_images"].keys() == results[0]["broken_images"].keys()
 
 
+@pytest.mark.slow
+def test_a_compiled_cnn_learns_the_same(pictures, tmp_path):
+    options = TINY | {"dataset_name": pictures, "dropout": 0.0, "max_train_steps": 3}
+    for compiled in (True, False):
+        run("train_captioner", output_dir=tmp_path / str(compiled), torch_compile=compiled, **options)
+    assert losses(tmp_path / "True") == pytest.approx(losses(tmp_path / "False"), rel=1e-4)
+    assert weights(tmp_path / "True").keys() == weights(tmp_path / "False").keys()
+
+
 def test_accumulated_steps_learn_what_one_large_batch_learns(pictures, tmp_path):
     options = TINY | {"dropout": 0.0, "max_train_steps": 3, "lr_scheduler_type": "constant", "eval_epochs": 1}
     # BatchNorm sees each small batch alone, so the CNN is one without

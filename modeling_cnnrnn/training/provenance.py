@@ -1,5 +1,6 @@
 """Where a training's numbers come from: the command, the versions, the machine, and what it took."""
 
+import logging
 import platform
 import re
 import shlex
@@ -61,8 +62,9 @@ class EnergyMeter:
         if find_spec("codecarbon") is not None:
             from codecarbon import OfflineEmissionsTracker
 
+            logging.getLogger("codecarbon").disabled = True  # else it reports each of its guesses
             # the country matters for the emissions alone, which are not asked for here
-            self.tracker = OfflineEmissionsTracker(country_iso_code="USA", save_to_file=False, log_level="critical")
+            self.tracker = OfflineEmissionsTracker(country_iso_code="USA", save_to_file=False)
             self.tracker.start_task()
 
     def read(self) -> float | None:
