@@ -20,7 +20,7 @@ SEARCH, CHANCE = "the most probable", "drawn by chance"
 HOURLY = (3600, 3600)
 # fonts that every machine has: none is loaded from elsewhere
 THEME = gr.themes.Soft(
-    primary_hue="indigo", font=gr.themes.GoogleFont("Lobster"), font_mono=["ui-monospace", "monospace"]
+    primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
 )
 CSS = """
 #sentence textarea { font-size: 1.35rem; line-height: 1.4; }
