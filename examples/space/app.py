@@ -19,9 +19,7 @@ EXAMPLES = sorted(map(str, (Path(__file__).parent / "examples").iterdir()))
 SEARCH, CHANCE = "the most probable", "drawn by chance"
 HOURLY = (3600, 3600)
 # fonts that every machine has: none is loaded from elsewhere
-THEME = gr.themes.Soft(
-    primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
-)
+THEME = gr.themes.Soft(primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 CSS = """
 #sentence textarea { font-size: 1.35rem; line-height: 1.4; }
 #table * { font-family: var(--font); }
@@ -63,7 +61,7 @@ def choose(choices, event: gr.SelectData):
 
 def build() -> gr.Blocks:
     name = MODEL_ID if os.path.isdir(MODEL_ID) else f"[{MODEL_ID}](https://huggingface.co/{MODEL_ID})"
-    with gr.Blocks(title="Image captioning", delete_cache=HOURLY) as page:
+    with gr.Blocks(title="Image captioning", analytics_enabled=False, delete_cache=HOURLY) as page:
         gr.Markdown(f"# A CNN looks, an RNN writes\nSentences about pictures, by {name}.")
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
