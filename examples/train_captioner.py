@@ -75,7 +75,7 @@ from modeling_cnnrnn.training.optimization import (
 from modeling_cnnrnn.training.pictures import save_caption_sheet, save_training_curves
 from modeling_cnnrnn.training.provenance import EnergyMeter, peak_memory, provenance
 from modeling_cnnrnn.training.pushing import push_captioner
-from modeling_cnnrnn.training.self_critical import SelfCritical
+from modeling_cnnrnn.training.self_critical import SelfCritical, turn_off_dropout
 from modeling_cnnrnn.training.stages import Stage, Stages, scheduled_sampling_probability, switch_step
 from modeling_cnnrnn.training.tracking import find_trackers, log_samples
 
@@ -113,7 +113,10 @@ class DataArguments:
     captions_per_image: int = field(default=5, metadata={"help": "Captions that share one look at their image."})
     max_caption_length: int = field(default=32, metadata={"help": "In tokens, with the end; longer ones are cut."})
     min_frequency: int = field(default=5, metadata={"help": "Rarer words of the training split become <unk>."})
-    image_size: int | None = field(default=None, metadata={"help": "Side of the squares a CNN from scratch looks at."})
+    image_size: int | None = field(
+        default=None,
+        metadata={"help": "Side of the squares that the CNN looks at; by default 64, or as it was trained."},
+    )
     random_crop: bool = field(default=False, metadata={"help": "Augment with random resized crops."})
     flip_probability: float = field(default=0.0, metadata={"help": "Of a mirror image: captions say left and right."})
     preload_images: bool = field(default=False, metadata={"help": "Keep processed images in memory (small ones)."})
@@ -293,7 +296,9 @@ def main():
         tokenizer = build_tokenizer(train_rows["captions"], min_frequency=data_args.min_frequency)
         logger.info("The vocabulary has %d words.", len(tokenizer))
         if model_args.encoder_name_or_path:
-            processor = CnnRnnProcessor.from_encoder_pretrained(model_args.encoder_name_or_path, tokenizer)
+            processor = CnnRnnProcessor.from_encoder_pretrained(
+                model_args.encoder_name_or_path, tokenizer, data_args.image_size
+            )
             model = CnnRnnForConditionalGeneration.from_encoder_pretrained(
                 model_args.encoder_name_or_path, tokenizer, **decoder_options
             )
@@ -345,7 +350,7 @@ def main():
         cache_dir = data_args.features_cache_dir or output_dir / "image_features"
         for name, rows in (("train", train_rows), ("eval", eval_rows)):
             views = {"num_views": data_args.num_feature_views, "augmentation": augmentation} if name == "train" else {}
-            with accelerator.main_process_first():
+            with accelerator.main_process_first(), accelerator.autocast():
                 features, broken = compute_image_features(model, processor, rows, cache_dir, **views)
             stored[name] = {"image_features": features, "broken": broken}
     options = {"preload": data_args.preload_images, "seed": args.seed, "max_length": data_args.max_caption_length}
@@ -443,6 +448,8 @@ def main():
         elif pretrained or unfreezes:
             unfreeze_encoder_layers(model, stage_args.unfreeze_encoder_from_layer)
             train_dataset.image_features = eval_dataset.image_features = None  # its features change: back to pixels
+        if stage.self_critical:
+            turn_off_dropout(model)
         logger.info(
             "Stage: %s. %.1f million weights, of which %.1f million learn.",
             stage,
@@ -561,7 +568,8 @@ def main():
                 state["broken_images"] |= dict(batch.pop("broken"))
                 rows = [row_of[image_id] for image_id in batch.pop("image_ids")]
                 if stage.self_critical:
-                    micro_batches[index], statistics = self_critical.sample(model, batch, rows)
+                    with accelerator.autocast():  # drawn with the precision that is learned with
+                        micro_batches[index], statistics = self_critical.sample(model, batch, rows)
                     for name, value in statistics.items():
                         sampled[name].append(value)
             is_token = [batch["labels"] != IGNORED for batch in micro_batches]

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from transformers import AutoImageProcessor, BitImageProcessorPil, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_utils import get_size_dict
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageInput
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageInput, SizeDict
 from transformers.processing_utils import ProcessingKwargs
 from transformers.tokenization_utils_base import TextInput
 from transformers.utils import to_py_obj
@@ -96,7 +96,11 @@ class CnnRnnProcessor(ProcessorMixin):
 
     @classmethod
     def from_encoder_pretrained(
-        cls, name_or_path: str | PathLike, tokenizer: PreTrainedTokenizerBase, **kwargs
+        cls,
+        name_or_path: str | PathLike,
+        tokenizer: PreTrainedTokenizerBase,
+        image_size: int | None = None,
+        **kwargs,
     ) -> "CnnRnnProcessor":
         """
         The image processor that a pretrained CNN comes with, and a tokenizer.
@@ -104,9 +108,22 @@ class CnnRnnProcessor(ProcessorMixin):
         Args:
             name_or_path: a repository of the Hub or a folder with a `preprocessor_config.json`.
             tokenizer: the tokenizer of the captions.
+            image_size: height of `pixel_values` in place of the CNN's own; all that it resizes and crops changes in
+                proportion. Many CNNs see more in images somewhat larger than those that they were trained on
+                (https://arxiv.org/abs/1906.06423), in as many more regions.
             **kwargs: passed on to `AutoImageProcessor.from_pretrained`.
         """
-        return cls(AutoImageProcessor.from_pretrained(name_or_path, **{"backend": "pil", **kwargs}), tokenizer)
+        image_processor = AutoImageProcessor.from_pretrained(name_or_path, **{"backend": "pil", **kwargs})
+        if image_size is not None:
+            is_cropped = getattr(image_processor, "do_center_crop", False)
+            seen = image_processor.crop_size if is_cropped else image_processor.size
+            factor = image_size / (seen.height or seen.shortest_edge)
+            for name in ("size", "crop_size"):
+                edges = getattr(image_processor, name, None)
+                if edges is not None:
+                    scaled = {edge: round(length * factor) for edge, length in dict(edges).items()}
+                    setattr(image_processor, name, SizeDict(**scaled))
+        return cls(image_processor, tokenizer)
 
     @classmethod
     def from_image_size(

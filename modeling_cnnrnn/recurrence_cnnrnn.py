@@ -126,16 +126,17 @@ class StepLinear:
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None):
         self.products: list[tuple[torch.Tensor, torch.Tensor]] = []  # inputs and output gradients of the steps
-        # autocast casts in `F.linear`, and a compiler sees the whole loop
-        self.is_gathered = not torch.compiler.is_compiling() and not torch.is_autocast_enabled(weight.device.type)
-        self.is_gathered &= torch.is_grad_enabled() and weight.requires_grad
+        device_type = weight.device.type
+        self.dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else weight.dtype
+        # a compiler sees the whole loop
+        self.is_gathered = not torch.compiler.is_compiling() and torch.is_grad_enabled() and weight.requires_grad
         self.weight, self.bias = weight, bias
         if self.is_gathered:
-            self.weight, self.bias = _SumOverSteps.apply(self.products, weight, bias)
+            self.weight, self.bias = _SumOverSteps.apply(self.products, self.dtype, weight, bias)
 
     def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
         if self.is_gathered:
-            return _StepProduct.apply(self.products, inputs, self.weight, self.bias)
+            return _StepProduct.apply(self.products, inputs.to(self.dtype), self.weight, self.bias)
         return F.linear(inputs, self.weight, self.bias)
 
 
@@ -160,19 +161,20 @@ class _SumOverSteps(torch.autograd.Function):
     """The weight of a [`StepLinear`]: backward, it is reached when all steps are done."""
 
     @staticmethod
-    def forward(ctx, products, weight, bias):
+    def forward(ctx, products, dtype, weight, bias):
         ctx.set_materialize_grads(False)
         ctx.products, ctx.has_bias = products, bias is not None
+        weight, bias = (None if tensor is None else tensor.to(dtype) for tensor in (weight, bias))
         return weight.view_as(weight), bias.view_as(bias) if bias is not None else None
 
     @staticmethod
     @once_differentiable
     def backward(ctx, *_):
         if not ctx.products:
-            return None, None, None
+            return None, None, None, None
         inputs, gradients = (torch.cat(rows) for rows in zip(*ctx.products, strict=True))
         ctx.products.clear()
-        return None, gradients.t() @ inputs, gradients.sum(dim=0) if ctx.has_bias else None
+        return None, None, gradients.t() @ inputs, gradients.sum(dim=0) if ctx.has_bias else None
 
 
 RNN_CLASSES = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn_tanh": nn.RNN, "rnn_relu": nn.RNN}

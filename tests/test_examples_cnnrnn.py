@@ -177,7 +177,7 @@ def run_killed(text: str, count: int, **options) -> int:
 
 
 # of dropout, an average, words of its own and a schedule, and checkpoints between evaluations
-RESUMED = TINY | {"max_train_steps": 8, "ema_decay": 0.9, "scheduled_sampling_max": 0.5, "save_steps": 1} | {
+RESUMED = TINY | {"max_train_steps": 10, "ema_decay": 0.9, "scheduled_sampling_max": 0.5, "save_steps": 1} | {
     "scheduled_sampling_increase": 0.5,
     "eval_epochs": 0.6,
     "random_crop": True,
@@ -193,22 +193,23 @@ def whole(pictures, tmp_path_factory) -> Path:
 
 
 def assert_same_training(folder: Path, other: Path):
-    states = [json.loads((path / "checkpoint-8" / "trainer_state.json").read_text()) for path in (folder, other)]
+    states = [json.loads((path / "checkpoint-10" / "trainer_state.json").read_text()) for path in (folder, other)]
     for name in ("best", "evaluations"):
         assert states[0][name] == states[1][name]
     # all that is logged but the speed
     rows = [[{k: v for k, v in row.items() if "per_second" not in k} for row in state["steps"]] for state in states]
     assert rows[0] == rows[1]
-    assert [row["step"] for row in rows[0]] == list(range(1, 9))
-    for name in ("model.safetensors", "checkpoint-8/model.safetensors", "checkpoint-8/custom_checkpoint_1.pkl"):
+    assert [row["step"] for row in rows[0]] == list(range(1, 11))
+    for name in ("model.safetensors", "checkpoint-10/model.safetensors", "checkpoint-10/custom_checkpoint_1.pkl"):
         assert (folder / name).read_bytes() == (other / name).read_bytes()
     assert not list(folder.rglob("*.partial"))
 
 
 def test_a_training_that_is_killed_while_it_saves_goes_on_bit_by_bit(whole, pictures, tmp_path):
+    """In the second epoch, of six steps each."""
     options = RESUMED | {"dataset_name": pictures, "output_dir": tmp_path}
-    assert run_killed("checkpoint-5.partial", 3, **options) == -signal.SIGKILL
-    assert not (tmp_path / "checkpoint-5").exists()
+    assert run_killed("checkpoint-9.partial", 3, **options) == -signal.SIGKILL
+    assert not (tmp_path / "checkpoint-9").exists()
     run("train_captioner", **options)
     assert_same_training(tmp_path, whole)
 
@@ -235,7 +236,7 @@ def test_two_processes_learn_what_one_learns_from_batches_twice_as_large(picture
     dataset["train"] = dataset["train"].select(range(22)).remove_columns("image").add_column("image", images)
     dataset["train"] = dataset["train"].cast_column("image", datasets.Image())
     dataset.save_to_disk(tmp_path / "pictures")
-    options = TINY | {"dataset_name": tmp_path / "pictures", "dropout": 0.0, "num_train_epochs": 2, "eval_epochs": 1}
+    options = TINY | {"dataset_name": tmp_path / "pictures", "dropout": 0.0, "num_train_epochs": 1, "eval_epochs": 1}
     # BatchNorm sees each small batch alone, so the CNN is one without
     options["encoder_config"] = json.dumps(CONVNEXT)
     run("train_captioner", output_dir=tmp_path / "one", **options | {"per_device_train_batch_size": 8})
@@ -467,6 +468,20 @@ def test_the_model_that_is_kept_has_averaged_weights(staged):
     assert not torch.equal(kept["lm_head.weight"], learned["lm_head.weight"])
     averages = torch.load(staged / f"checkpoint-{best}" / "custom_checkpoint_1.pkl")["averages"]
     assert any(torch.equal(kept["lm_head.weight"], tensor) for tensor in averages)
+
+
+def test_self_critical_training_drops_nothing_out(trained, pictures, tmp_path):
+    learned = []
+    for dropout in (0.0, 0.5):
+        start, output_dir = tmp_path / f"start-{dropout}", tmp_path / f"output-{dropout}"
+        model = CnnRnnForConditionalGeneration.from_pretrained(trained)
+        model.config.dropout = model.config.embedding_dropout = model.config.feature_dropout = dropout
+        model.save_pretrained(start)
+        CnnRnnProcessor.from_pretrained(trained).save_pretrained(start)
+        options = {"max_train_steps": 2, "self_critical_after_steps": 0, "eval_epochs": 1, "logging_steps": 1}
+        run("train_captioner", model_name_or_path=start, dataset_name=pictures, output_dir=output_dir, **options)
+        learned.append(weights(output_dir / "checkpoint-2")["lm_head.weight"])
+    assert torch.equal(*learned)
 
 
 @pytest.mark.parametrize("step", [2, 3, 5])

@@ -113,6 +113,15 @@ def test_a_captioner_that_was_saved_and_loaded_takes_the_same_store(pictures, pr
     assert features_fingerprint(*again, pictures) == features_fingerprint(captioner, processor, pictures)
 
 
+def test_features_of_another_precision_have_a_store_of_their_own(pictures, processor, captioner, tmp_path):
+    plain, _ = compute_image_features(captioner, processor, pictures, tmp_path)
+    with torch.autocast("cpu", torch.bfloat16):
+        coarse, _ = compute_image_features(captioner, processor, pictures, tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2
+    assert not np.array_equal(plain, coarse)
+    np.testing.assert_allclose(plain, coarse, atol=0.1, rtol=0.1)
+
+
 def test_several_views_need_an_augmentation(pictures, processor, captioner, tmp_path):
     for options in ({"num_views": 2}, {"num_views": 0, "augmentation": FLIP}):
         with pytest.raises(ValueError, match="`num_views` is"):

@@ -447,6 +447,19 @@ def test_a_linear_layer_of_many_steps_has_the_gradients_of_one():
     assert_close(*gradients)
 
 
+def test_under_autocast_a_linear_layer_of_many_steps_multiplies_in_its_precision():
+    layer = nn.Linear(5, 7)
+    steps = [torch.randn(n, 5, requires_grad=True) for n in (3, 2, 2)]
+    expected = torch.autograd.grad(sum((layer(step) ** 2).sum() for step in steps), (*layer.parameters(), *steps))
+    with torch.autocast("cpu", torch.bfloat16):
+        apply = StepLinear(layer.weight, layer.bias)
+        outputs = [apply(step) for step in steps]
+    assert {output.dtype for output in outputs} == {torch.bfloat16}
+    loss = sum((output.float() ** 2).sum() for output in outputs)
+    gradients = torch.autograd.grad(loss, (*layer.parameters(), *steps))
+    assert_close(gradients, expected, rtol=0.05, atol=0.05)  # in float32 each, as `assert_close` checks
+
+
 def own_words(model, regions, labels, probability: float, monkeypatch) -> torch.Tensor:
     """What the decoder reads in a training step with scheduled sampling."""
     seen = []

@@ -11,7 +11,12 @@ import pytest
 import torch
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import ConvNextImageProcessorPil, PreTrainedTokenizerFast, ViTImageProcessorPil
+from transformers import (
+    BitImageProcessorPil,
+    ConvNextImageProcessorPil,
+    PreTrainedTokenizerFast,
+    ViTImageProcessorPil,
+)
 
 from modeling_cnnrnn.data.tokenizer import build_tokenizer
 from modeling_cnnrnn.processing_cnnrnn import CnnRnnProcessor, load_rgb
@@ -468,6 +473,28 @@ def test_the_image_processor_of_a_pretrained_cnn_is_found(tmp_path, tokenizer):
     assert processor.image_processor.backend == "pil"
     assert list(processor.image_processor.image_mean) == [0.1] * 3
     assert processor.tokenizer is tokenizer
+
+
+@pytest.mark.parametrize(
+    ("own", "size", "crop_size"),
+    [
+        (ViTImageProcessorPil(size={"height": 8, "width": 4}), {"height": 16, "width": 8}, None),
+        (ConvNextImageProcessorPil(size={"shortest_edge": 8}), {"shortest_edge": 16}, None),
+        (
+            BitImageProcessorPil(size={"shortest_edge": 10}, crop_size={"height": 8, "width": 8}),
+            {"shortest_edge": 20},
+            {"height": 16, "width": 16},
+        ),
+    ],
+)
+def test_a_pretrained_cnn_can_be_shown_larger_images(tmp_path, tokenizer, own, size, crop_size):
+    own.save_pretrained(tmp_path)
+    processor = CnnRnnProcessor.from_encoder_pretrained(tmp_path, tokenizer, image_size=16)
+    assert dict(processor.image_processor.size) == size
+    assert crop_size is None or dict(processor.image_processor.crop_size) == crop_size
+    processor.save_pretrained(tmp_path)
+    pixel_values = CnnRnnProcessor.from_pretrained(tmp_path)(images=Image.new("RGB", (30, 30)), return_tensors="pt")
+    assert pixel_values["pixel_values"].shape[2] == 16
 
 
 def test_center_crop_keeps_the_shape_of_things(tokenizer):

@@ -8,7 +8,7 @@ import torch
 
 from modeling_cnnrnn.data.tokenizer import build_tokenizer
 from modeling_cnnrnn.metrics import CiderD, DocumentFrequency
-from modeling_cnnrnn.training.self_critical import SelfCritical, encode_references
+from modeling_cnnrnn.training.self_critical import SelfCritical, encode_references, turn_off_dropout
 
 
 IGNORED, PAD, BOS, END, UNKNOWN = -100, 0, 1, 2, 3
@@ -168,6 +168,34 @@ def test_samples_hold_one_end_token_and_nothing_behind_it(make_writer, tokenizer
     assert statistics["length"] == pytest.approx(
         ((captions != IGNORED) & (captions != END)).sum().item() / len(captions)
     )
+
+
+@pytest.mark.parametrize("injection", ["first_token", "initial_state", "bias_every_step"])
+def test_samples_go_on_about_their_own_image_when_others_have_ended(make_writer, tokenizer, injection):
+    features = torch.randn(12, 6, 16)
+    model = make_writer(attention_type="additive", image_injection=injection, initializer_range=1.0)
+    with torch.no_grad():
+        for parameter in model.lm_head.parameters():
+            parameter *= 1e3  # so sure of each word that chance has no say
+    expected = model.generate(image_features=features, num_beams=1, suppress_tokens=[PAD, BOS])[:, 1:]
+    labels = torch.full((12, 1, 1), END)
+    references = [["a b"]] * 12
+    sampled, _ = SelfCritical(tokenizer, references).sample(
+        model, {"image_features": features, "labels": labels}, range(12)
+    )
+    ends = (expected == END).long().cumsum(dim=1) - (expected == END).long() > 0
+    assert len(set((~ends).sum(dim=1).tolist())) > 1
+    for sample in sampled["labels"].unbind(1):
+        assert torch.equal(sample, expected.masked_fill(ends, IGNORED))
+
+
+def test_without_dropout_what_is_drawn_is_what_is_learned(make_writer, batch):
+    options = {"dropout": 0.5, "embedding_dropout": 0.5, "feature_dropout": 0.5}
+    model = make_writer(**options).train()
+    losses = [model(**batch).loss.item() for _ in range(2)]
+    assert losses[0] != losses[1]
+    turn_off_dropout(model)
+    assert model(**batch).loss == model(**batch).loss == model.eval()(**batch).loss
 
 
 def test_statistics_count_sentences_that_end_badly(make_writer, tokenizer, batch):

@@ -44,7 +44,7 @@ def compute_image_features(
     The features of all images, from the store if they are there.
 
     Args:
-        model: its CNN is used as it is, in evaluation mode.
+        model: its CNN is used as it is, in evaluation mode, and under the autocast of the caller.
         dataset: rows with `image` and `image_id`.
         cache_dir: the stores' folder. A store is named by a fingerprint of CNN, preprocessing and images, so that one
             made with others cannot be used by mistake.
@@ -137,7 +137,7 @@ def _compute_view(
 def features_fingerprint(
     model: CnnRnnForConditionalGeneration, processor: CnnRnnProcessor, dataset: datasets.Dataset
 ) -> str:
-    """A name for the features of these images by this CNN after this preprocessing."""
+    """A name for the features of these images by this CNN, in this precision, after this preprocessing."""
     digest = hashlib.sha256()
     # a captioner that was saved and loaded sees the same, though its settings say where they came from
     without = ("_name_or_path", "dtype", "auto_map")
@@ -151,6 +151,8 @@ def features_fingerprint(
         model.config.attention_type == "none",
         preprocessing,
     ]
+    if torch.is_autocast_enabled(model.device.type):
+        settings.append(str(torch.get_autocast_dtype(model.device.type)))
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.get_encoder().cnn.state_dict().items()):
         digest.update(name.encode())
@@ -181,7 +183,7 @@ def _features_of(
         features, _ = encoder.extract_image_features(pixel_values.to(encoder.device))
         if pooled:
             features = features.float().mean(dim=1, keepdim=True)
-    array = features.cpu().numpy().astype(np.float16)
+    array = features.half().cpu().numpy()
     array[[str(row) in broken for row in range(start, start + len(batch))]] = 0
     return array
 

@@ -13,13 +13,14 @@ from typing import Literal
 
 import numpy as np
 import torch
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from ..metrics import CiderD, DocumentFrequency, cut_after_eos
 from ..metrics.bleu import bleu
 from ..metrics.diversity import UNFINISHED_ENDINGS
 from ..metrics.ngrams import PairedCaptions, encode
 from ..modeling_cnnrnn import CnnRnnForConditionalGeneration
+from ..recurrence_cnnrnn import CnnRnnCache
 from .batching import IGNORED
 
 
@@ -97,11 +98,9 @@ class SelfCritical:
         """
         Draw sentences and score them.
 
-        Samples are drawn in the mode that the model is in. With dropout that is the training mode, as in the papers: what
-        is scored must come from the distribution that is learned, and without dropout the model is surer of itself. Yet
-        the words are drawn one by one and their log-probabilities are taken in one pass later, with other dropout: the
-        gradient is exact for a model in evaluation mode or with all dropout 0, and otherwise that of the mean
-        log-probability under dropout.
+        Samples are drawn in the mode that the model is in. The words are drawn one by one and their log-probabilities are
+        taken in one pass later, where dropout would leave out other units than it did for the draw: turn it off first
+        ([`turn_off_dropout`]), and the gradient is exact.
 
         Args:
             model: the captioner, unwrapped.
@@ -127,7 +126,7 @@ class SelfCritical:
             # a frozen CNN sees the same in samples, greedy sentences and the training step
             inputs["image_features"], _ = encoder.extract_image_features(inputs.pop("pixel_values"))
 
-        sequences = self._generate_samples(model, inputs)
+        sequences = self._draw_samples(model, inputs)
         sentences = cut_after_eos(sequences.cpu().numpy(), self.tokenizer.eos_token_id)
         is_learned = (captions != IGNORED).flatten(1).any(dim=1).cpu().numpy()
         is_learned &= [bool(self.references[row]) for row in rows]
@@ -195,38 +194,49 @@ class SelfCritical:
             rewards += self.bleu_weight * scores[-1]
         return rewards.reshape(len(rows), -1)
 
-    def _generate_samples(self, model: CnnRnnForConditionalGeneration, inputs: dict) -> torch.Tensor:
+    def _draw_samples(self, model: CnnRnnForConditionalGeneration, inputs: dict) -> torch.Tensor:
         # The log-probability that is learned is that of the whole vocabulary: nothing that the model's own generation
         # config asks for (suppressed words, penalties, top-k) may change what is drawn. Padding alone is drawn and not
-        # learned; a trained model never writes it.
-        own = model.generation_config
-        model.generation_config = GenerationConfig(
-            max_length=own.max_length,
-            pad_token_id=own.pad_token_id,
-            bos_token_id=own.bos_token_id,
-            eos_token_id=own.eos_token_id,
-            decoder_start_token_id=own.decoder_start_token_id,
-        )
-        try:
-            return self._generate(
-                model, inputs, do_sample=True, top_k=0, num_beams=1, num_return_sequences=self.num_samples
-            )
-        finally:
-            model.generation_config = own
+        # learned; a trained model never writes it. Unlike in `generate`, samples that have ended cost nothing more.
+        regions = model.get_encoder()(**inputs, return_dict=True).last_hidden_state
+        regions = regions.repeat_interleave(self.num_samples, dim=0)
+        max_length = self.max_length if self.max_length is not None else model.generation_config.max_length
+        words = torch.full((len(regions), 1), model.config.decoder_start_token_id, device=regions.device)
+        sequences = words.new_full((len(regions), max_length - 1), model.config.pad_token_id)
+        rows = torch.arange(len(regions), device=regions.device)  # those that have not ended
+        cache = CnnRnnCache()
+        for step in range(max_length - 1):
+            hidden_states = model.model.decoder(words, encoder_hidden_states=regions, past_key_values=cache)[0]
+            words = model.lm_head(hidden_states[:, -1]).float().softmax(dim=-1).multinomial(1)
+            sequences[rows, step] = words.squeeze(1)
+            goes_on = (words.squeeze(1) != self.tokenizer.eos_token_id).nonzero().squeeze(1)
+            if not len(goes_on):
+                return sequences[:, : step + 1]
+            rows, words, regions = rows[goes_on], words[goes_on], regions[goes_on]
+            cache.batch_select_indices(goes_on)
+        return sequences
 
     def _generate_greedily(self, model: CnnRnnForConditionalGeneration, inputs: dict) -> torch.Tensor:
         # what the model would write when it is used: without dropout, and as its generation config says
         was_training = model.training
         model.eval()
         try:
-            return self._generate(model, inputs, do_sample=False, num_beams=1, num_return_sequences=1)
+            length = {} if self.max_length is None else {"max_length": self.max_length}
+            return model.generate(**inputs, **length, do_sample=False, num_beams=1)[:, 1:]
         finally:
             model.train(was_training)
 
-    def _generate(self, model, inputs: dict, **options) -> torch.Tensor:
-        if self.max_length is not None:
-            options["max_length"] = self.max_length
-        return model.generate(**inputs, **options)[:, 1:]
+
+def turn_off_dropout(model: torch.nn.Module):
+    """
+    Let a model that goes on training drop nothing any more.
+
+    With dropout, what is rewarded are sentences that the model would never write when it is used. On Flickr8k, half an
+    epoch of self-critical training took CIDEr from 0.490 to 0.447 with it and to 0.510 without.
+    """
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
 
 
 def encode_references(
