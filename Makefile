@@ -9,7 +9,7 @@ SOURCES := modeling_cnnrnn hub_card examples tests
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo test test-slow test-java test-space benchmark-metrics benchmark-training card quality style clean
+.PHONY: help install demo test test-oldest test-slow test-java test-space benchmark-metrics benchmark-training card quality style clean
 
 help:  ## What this file can do
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 20
@@ -28,6 +28,14 @@ demo: $(VENV)/.train  ## Learn to describe drawn pictures from scratch, in minut
 
 test: install  ## The tests, in a few minutes
 	$(BIN)/python -m pytest -m "not slow and not java and not browser"
+
+test-oldest: .venv-oldest/constraints.txt  ## The same tests with the oldest versions that pyproject.toml allows
+	$(MAKE) test VENV=$(<D) CONSTRAINTS=$<
+
+# but not the oldest torch: another one is gigabytes to fetch, and what needs the newest is found with constraints.txt
+.venv-oldest/constraints.txt: pyproject.toml constraints.txt
+	mkdir -p $(@D)
+	(grep ^torch constraints.txt; grep -oE '"[a-z0-9-]+>=[0-9.]+' pyproject.toml | sed '/torch\|setuptools/d; s/"//; s/>=/==/') > $@
 
 test-slow: install  ## The tests that take minutes each
 	$(BIN)/python -m pytest -m slow
@@ -63,4 +71,4 @@ style: install  ## Mend style
 	$(BIN)/ruff format $(SOURCES)
 
 clean:  ## Remove what the commands above have made
-	rm -rf $(VENV) outputs build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) .venv-oldest outputs build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -9,7 +9,7 @@ On your own photographs, with a CNN that was trained on ImageNet (a folder of im
 a dataset of the Hub: see examples/README.md):
 
     python examples/train_captioner.py --dataset_name path/to/photographs --encoder_name_or_path microsoft/resnet-50 \
-        --cache_image_features --attention_type additive --image_injection initial_state --output_dir outputs/mine
+        --cache_image_features --output_dir outputs/mine
 
 In stages: first the decoder alone, then the CNN too (`--unfreeze_encoder_after_epochs 5 --unfreeze_encoder_from_layer -2`),
 then from the scores of its own sentences (`--self_critical_after_epochs 8`).
@@ -143,14 +143,14 @@ class ModelArguments:
     hidden_size: int = 512
     embedding_size: int = 512
     num_hidden_layers: int = 1
-    image_injection: str = "first_token"
-    attention_type: str = "none"
-    attention_size: int = 512
+    image_injection: str = "initial_state"
+    attention_type: str = "additive"
+    attention_size: int = 256
     attention_regularization: float = 0.0
     dropout: float = 0.5
-    embedding_dropout: float = 0.0
-    feature_dropout: float = 0.0
-    label_smoothing: float = 0.0
+    embedding_dropout: float = 0.3
+    feature_dropout: float = 0.3
+    label_smoothing: float = 0.1
     initializer_range: float = 0.05
     tie_word_embeddings: bool = False
 
@@ -159,12 +159,12 @@ class ModelArguments:
 class TrainingArguments:
     output_dir: str = "outputs/captioner"
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Remove the checkpoints that are there."})
-    num_train_epochs: int = field(default=20, metadata={"help": "Of all stages together."})
+    num_train_epochs: int = field(default=10, metadata={"help": "Of all stages together."})
     max_train_steps: int | None = field(default=None, metadata={"help": "Instead of num_train_epochs."})
-    per_device_train_batch_size: int = field(default=32, metadata={"help": "In images."})
+    per_device_train_batch_size: int = field(default=16, metadata={"help": "In images."})
     per_device_eval_batch_size: int = 50
     gradient_accumulation_steps: int = 1
-    learning_rate: float = 1e-3
+    learning_rate: float = 8e-4
     encoder_learning_rate: float | None = field(
         default=None, metadata={"help": "Of the CNN; by default a tenth of it for a trained CNN."}
     )
@@ -174,10 +174,10 @@ class TrainingArguments:
     )
     warmup_ratio: float = 0.05
     weight_decay: float = 0.0
-    max_grad_norm: float = field(default=5.0, metadata={"help": "0 for no limit."})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "0 for no limit."})
     max_grad_value: float | None = field(default=None, metadata={"help": "Largest single value of a gradient."})
-    ema_decay: float | None = field(
-        default=None, metadata={"help": "Evaluate and keep a moving average of the weights, such as 0.999."}
+    ema_decay: float = field(
+        default=0.998, metadata={"help": "Evaluate and keep a moving average of the weights; 0 for none."}
     )
     mixed_precision: str = field(default="no", metadata={"help": "no, bf16 or fp16."})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Of the CNN: less memory, more time."})
@@ -464,7 +464,7 @@ def main():
     wrapped, optimizer, loader = enter(stage)
     accelerator.register_for_checkpointing(scheduler)
     averaged = None
-    if args.ema_decay is not None:
+    if args.ema_decay:
         averaged = AveragedWeights(model, args.ema_decay)
         accelerator.register_for_checkpointing(averaged)
     if checkpoint is not None:
@@ -596,6 +596,8 @@ def main():
                 averaged.update()
             state["step"] += 1
             bar.update()
+            if averaged is not None and not stage.self_critical and stages.at(state["step"]).self_critical:
+                averaged.adopt()
 
             is_last_step = state["step"] == num_steps
             logs = state["step"] % args.logging_steps == 0 or is_last_step

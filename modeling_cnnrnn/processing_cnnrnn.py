@@ -200,7 +200,9 @@ class CnnRnnProcessor(ProcessorMixin):
                 prompts or captions do not fit.
             OSError: an image cannot be read (see [`load_rgb`]).
         """
-        merged = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        merged = self._merge_kwargs(
+            self.valid_processor_kwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs
+        )
         text_kwargs, images_kwargs = merged["text_kwargs"], merged["images_kwargs"]
         return_tensors = images_kwargs.pop("return_tensors", None) or text_kwargs.get("return_tensors")
         captions = text_kwargs.pop("text_target", None)

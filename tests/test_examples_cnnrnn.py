@@ -43,6 +43,7 @@ TINY = {
     "attention_type": "additive",
     "min_frequency": 1,
     "per_device_train_batch_size": 4,
+    "ema_decay": 0,
     "logging_steps": 1,
     "eval_epochs": 0.5,
     "save_total_limit": 9,
@@ -236,7 +237,8 @@ def test_two_processes_learn_what_one_learns_from_batches_twice_as_large(picture
     dataset["train"] = dataset["train"].select(range(22)).remove_columns("image").add_column("image", images)
     dataset["train"] = dataset["train"].cast_column("image", datasets.Image())
     dataset.save_to_disk(tmp_path / "pictures")
-    options = TINY | {"dataset_name": tmp_path / "pictures", "dropout": 0.0, "num_train_epochs": 1, "eval_epochs": 1}
+    options = TINY | {"dataset_name": tmp_path / "pictures", "num_train_epochs": 1, "eval_epochs": 1}
+    options |= {"dropout": 0.0, "embedding_dropout": 0.0, "feature_dropout": 0.0}
     # BatchNorm sees each small batch alone, so the CNN is one without
     options["encoder_config"] = json.dumps(CONVNEXT)
     run("train_captioner", output_dir=tmp_path / "one", **options | {"per_device_train_batch_size": 8})
@@ -468,6 +470,15 @@ def test_the_model_that_is_kept_has_averaged_weights(staged):
     assert not torch.equal(kept["lm_head.weight"], learned["lm_head.weight"])
     averages = torch.load(staged / f"checkpoint-{best}" / "custom_checkpoint_1.pkl")["averages"]
     assert any(torch.equal(kept["lm_head.weight"], tensor) for tensor in averages)
+
+
+def test_self_critical_training_goes_on_from_the_averaged_weights(staged):
+    is_average = []
+    for step in (3, 4, 5):
+        learned = weights(staged / f"checkpoint-{step}")["lm_head.weight"]
+        averages = torch.load(staged / f"checkpoint-{step}" / "custom_checkpoint_1.pkl")["averages"]
+        is_average.append(any(torch.equal(learned, tensor) for tensor in averages))
+    assert is_average == [False, True, False]
 
 
 def test_self_critical_training_drops_nothing_out(trained, pictures, tmp_path):

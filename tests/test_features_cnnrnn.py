@@ -13,6 +13,7 @@ from modeling_cnnrnn import CnnRnnForConditionalGeneration, CnnRnnProcessor, bui
 from modeling_cnnrnn.data.shapes import build_shapes
 from modeling_cnnrnn.training.batching import CaptionDataset, RandomResizedCrop
 from modeling_cnnrnn.training.features import compute_image_features, features_fingerprint
+from modeling_cnnrnn.training.optimization import AveragedWeights
 
 
 FLIP = RandomResizedCrop((1.0, 1.0), (1.0, 1.0), flip_probability=1.0)
@@ -111,6 +112,17 @@ def test_a_captioner_that_was_saved_and_loaded_takes_the_same_store(pictures, pr
     processor.save_pretrained(tmp_path)
     again = CnnRnnForConditionalGeneration.from_pretrained(tmp_path), CnnRnnProcessor.from_pretrained(tmp_path)
     assert features_fingerprint(*again, pictures) == features_fingerprint(captioner, processor, pictures)
+
+
+def test_a_captioner_of_averaged_weights_takes_the_same_store(pictures, processor, captioner):
+    with torch.no_grad():
+        for parameter in captioner.get_encoder().cnn.parameters():
+            parameter[0] = -0.0
+    before = features_fingerprint(captioner, processor, pictures)
+    averaged = AveragedWeights(captioner, 0.5)
+    averaged.update()
+    averaged.adopt()
+    assert features_fingerprint(captioner, processor, pictures) == before
 
 
 def test_features_of_another_precision_have_a_store_of_their_own(pictures, processor, captioner, tmp_path):

@@ -140,10 +140,12 @@ class DocumentFrequency:
         return cls(len(references), keys, counts, numbering if numbering else None)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes a safetensors file."""
+        """Writes a safetensors file, whole or not at all."""
         tensors = {f"keys_{n}": keys for n, keys in enumerate(self.keys, start=1)}
         tensors |= {f"counts_{n}": counts for n, counts in enumerate(self.counts, start=1)}
-        save_file(tensors, path, {"num_images": str(self.num_images), "vocabulary": json.dumps(self.vocabulary)})
+        partial = f"{os.fspath(path)}.partial"
+        save_file(tensors, partial, {"num_images": str(self.num_images), "vocabulary": json.dumps(self.vocabulary)})
+        os.replace(partial, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "DocumentFrequency":

@@ -167,6 +167,11 @@ class AveragedWeights:
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         torch._foreach_lerp_(self.averages, self.tensors, 1 - decay)
 
+    @torch.no_grad()
+    def adopt(self) -> None:
+        """Go on from the average: what learns from now on are these weights."""
+        torch._foreach_copy_(self.tensors, self.averages)
+
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Within this context the model has the averaged weights."""
