@@ -119,26 +119,22 @@ def main():
 
     # 3. Loss and sentences, for each beam size
     logger.info("%d images of %s, split %s.", len(dataset), args.dataset_name, args.split)
-    with accelerator.autocast():
-        loss = evaluation_loss(
-            model, dataset, accelerator, args.per_device_eval_batch_size, args.dataloader_num_workers
-        )
+    loss = evaluation_loss(model, dataset, accelerator, args.per_device_eval_batch_size, args.dataloader_num_workers)
     results: dict = {"loss": loss, "perplexity": math.exp(loss)}
     for num_beams in args.num_beams:
         started = time.perf_counter()
-        with accelerator.autocast():
-            captions = generate_captions(
-                model,
-                dataset,
-                accelerator,
-                args.per_device_eval_batch_size,
-                with_attention=args.gallery_size > 0,
-                num_workers=args.dataloader_num_workers,
-                num_beams=num_beams,
-                max_length=args.max_length,
-                length_penalty=args.length_penalty,
-                no_repeat_ngram_size=args.no_repeat_ngram_size,
-            )
+        captions = generate_captions(
+            model,
+            dataset,
+            accelerator,
+            args.per_device_eval_batch_size,
+            with_attention=args.gallery_size > 0,
+            num_workers=args.dataloader_num_workers,
+            num_beams=num_beams,
+            max_length=args.max_length,
+            length_penalty=args.length_penalty,
+            no_repeat_ngram_size=args.no_repeat_ngram_size,
+        )
         seconds = time.perf_counter() - started
         scores, right = score_captions(captions, references, args.metrics, scenes)
         results[f"beam {num_beams}"] = dict(scores) | {

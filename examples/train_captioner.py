@@ -465,7 +465,7 @@ def main():
     accelerator.register_for_checkpointing(scheduler)
     averaged = None
     if args.ema_decay:
-        averaged = AveragedWeights(model, args.ema_decay)
+        averaged = AveragedWeights(model, args.ema_decay, warmup=model_args.model_name_or_path is None)
         accelerator.register_for_checkpointing(averaged)
     if checkpoint is not None:
         accelerator.load_state(str(checkpoint))

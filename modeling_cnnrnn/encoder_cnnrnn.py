@@ -4,7 +4,12 @@ The seeing half: what all models of the package have in common, and the CNN with
     pixel_values (B, 3, H, W) -> CNN -> image_features (B, R, C) -> projection -> regions (B, R, E)
 """
 
+import hashlib
+import time
+from pathlib import Path
+
 import torch
+from huggingface_hub import constants
 from torch import nn
 from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
@@ -28,9 +33,30 @@ class CnnRnnPreTrainedModel(PreTrainedModel):
     _is_stateful = True  # a recurrent state cannot be rolled back: no assisted generation
 
     @classmethod
-    def from_pretrained(cls, *args, **kwargs):
-        """As in transformers, but what is loaded computes what was saved to the last bit, also on a CPU."""
-        loaded = super().from_pretrained(*args, **kwargs)
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, cache_dir=None, **kwargs):
+        """
+        As in transformers, but what is loaded computes what was saved to the last bit, also on a CPU.
+
+        Weights are asked for again while the Hub answers with a server error, and are refused if they arrive damaged.
+        """
+        name = str(pretrained_model_name_or_path)
+        cache = Path(cache_dir or constants.HF_HUB_CACHE, "models--" + name.replace("/", "--"))
+        before = _times_of_blobs(cache)
+        for wait in (1, 2, 4, None):
+            try:
+                loaded = super().from_pretrained(
+                    pretrained_model_name_or_path, *model_args, cache_dir=cache_dir, **kwargs
+                )
+                break
+            except OSError as error:
+                status = getattr(getattr(error.__cause__, "response", None), "status_code", 0)
+                if status < 500:
+                    raise
+                if wait is None:
+                    raise OSError(f"'{name}' cannot be loaded: the Hub answers {status}; try again later.") from error
+                time.sleep(wait)
+            finally:
+                _refuse_damaged(name, cache, before)
         align_weights(loaded[0] if isinstance(loaded, tuple) else loaded)
         return loaded
 
@@ -65,6 +91,27 @@ class CnnRnnPreTrainedModel(PreTrainedModel):
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.requires_grad_(False)
         encoder.train(encoder.training)
+
+
+def _times_of_blobs(cache: Path) -> dict[Path, int]:
+    """When each LFS file of a repository came into the cache, where its name is the SHA-256 that it has on the Hub."""
+    blobs = [path for path in (cache / "blobs").glob("*") if len(path.name) == 64 and path.exists()]
+    return {path: path.stat().st_mtime_ns for path in blobs}
+
+
+def _refuse_damaged(name: str, cache: Path, before: dict[Path, int]):
+    """huggingface_hub looks at the size alone of what it downloads: delete what has come since and is something else."""
+    damaged = []
+    for blob in dict(_times_of_blobs(cache).items() - before.items()):
+        with blob.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != blob.name:
+                damaged.append(blob.resolve())
+    links = [link for link in (cache / "snapshots").rglob("*") if link.resolve() in damaged]
+    for path in (*links, *damaged):
+        path.unlink(missing_ok=True)
+    if damaged:
+        files = ", ".join(sorted({link.name for link in links}))
+        raise OSError(f"'{name}' arrived damaged ({files}), and what arrived is deleted: load it once more.")
 
 
 def align_weights(model: nn.Module):

@@ -201,7 +201,9 @@ class CnnRnnProcessor(ProcessorMixin):
             OSError: an image cannot be read (see [`load_rgb`]).
         """
         merged = self._merge_kwargs(
-            self.valid_processor_kwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs
+            self.valid_processor_kwargs,  # type: ignore[arg-type]
+            tokenizer_init_kwargs=self.tokenizer.init_kwargs,
+            **kwargs,
         )
         text_kwargs, images_kwargs = merged["text_kwargs"], merged["images_kwargs"]
         return_tensors = images_kwargs.pop("return_tensors", None) or text_kwargs.get("return_tensors")

@@ -84,6 +84,22 @@ def piped(task: str | None, repository: str, call: dict | None = None, **options
     return [type(pipe).__module__.partition(".")[0], pipe(picture(), **(call or {}))]
 
 
+def caption_of(codes: list[str], picture: str) -> str:
+    """What imports and expressions make of a picture; the expressions are a pipeline's answer, or model and processor."""
+    names: dict = {}
+    values = []
+    for code in codes:
+        if code.startswith(("from ", "import ")):
+            exec(code, names)
+        else:
+            values.append(eval(code, names))
+    if len(values) == 1:
+        return values[0][0]["generated_text"]
+    model, processor = values
+    sequences = model.generate(**processor(images=Image.open(picture), return_tensors="pt"))
+    return processor.batch_decode(sequences, skip_special_tokens=True)[0]
+
+
 def load(auto: str, repository: str, **options) -> str:
     return type(getattr(transformers, auto).from_pretrained(repository, **options)).__name__
 

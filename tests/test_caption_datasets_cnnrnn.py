@@ -539,6 +539,19 @@ def test_shapes_are_drawn_once(few_shapes, tmp_path):
     assert [path.name.startswith("shapes-") for path in tmp_path.iterdir()] == [True]
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_paths_are_as_good_as_strings(tmp_path, streaming):
+    folder = write(tmp_path / "data", {**IMAGES, "dataset_coco.json": karpathy_json()})
+    paths = {
+        "dataset_name": folder / "dataset_coco.json",
+        "image_dir": folder,
+        "cache_dir": tmp_path / "cache",
+    }
+    strings = {name: str(path) for name, path in paths.items()}
+    from_paths, from_strings = (load_caption_dataset(**names, streaming=streaming) for names in (paths, strings))
+    assert summarize(from_paths) == summarize(from_strings)
+
+
 def test_saved_dataset_is_loaded_again(tmp_path):
     splits = load_caption_dataset(str(write(tmp_path / "data", imagefolder("jsonl"))))
     splits.save_to_disk(tmp_path / "saved")

@@ -2,6 +2,7 @@
 
 import ast
 import errno
+import hashlib
 import json
 import re
 import runpy
@@ -26,7 +27,7 @@ from huggingface_hub import constants
 from local_hub import LocalHub
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import BitImageProcessorPil, ResNetConfig, set_seed
+from transformers import AutoModelForImageTextToText, BitImageProcessorPil, ResNetConfig, set_seed
 from transformers.dynamic_module_utils import get_imports, get_relative_imports
 
 from modeling_cnnrnn import (
@@ -674,6 +675,7 @@ def cat(hub, staged, client, tmp_path) -> SimpleNamespace:
         ("GET .*/resolve/.*/model.safetensors", {"cut": "answer", "times": 3}),
         ("GET .*/resolve/.*/tokenizer.json", {"cut": "answer"}),
         ("GET .*/resolve/.*/model.safetensors", {"status": 429, "retry_after": 5}),
+        ("GET .*/resolve/.*/model.safetensors", {"status": 500, "times": 3}),
         ("HEAD .*/resolve/.*/model.safetensors", {"status": 500, "times": 2}),
         ("GET .*/resolve/.*/config.json", {"status": 503}),
     ],
@@ -702,6 +704,62 @@ def test_loading_that_fails_names_the_captioner_and_is_taken_up_again(hub, cat, 
         load_both(cat.name)
     fault.times = 0
     assert load_both(cat.name) == cat.sentence
+
+
+def test_a_hub_that_is_out_of_order_is_waited_for_a_little(hub, cat, client):
+    hub.fail("GET .*/resolve/.*/model.safetensors", times=1000, status=502)
+    with pytest.raises(OSError, match=f"^'{cat.name}' cannot be loaded: the Hub answers 502; try again later.$"):
+        CnnRnnForConditionalGeneration.from_pretrained(cat.name)
+    assert client.waits == [1, 2, 4]
+
+
+def test_what_is_not_there_is_not_waited_for(hub, client):
+    with pytest.raises(OSError, match="me/nothing"):
+        CnnRnnForConditionalGeneration.from_pretrained("me/nothing")
+    assert client.waits == []
+
+
+@pytest.mark.parametrize("branch", ["main", "sharded"])
+def test_weights_that_arrive_damaged_are_refused_and_come_anew(hub, cat, staged, tmp_path, branch):
+    in_shards = tmp_path / "shards"
+    CnnRnnForConditionalGeneration.from_pretrained(staged).save_pretrained(in_shards, max_shard_size="8KB")
+    files = [path for path in (*staged.glob("*.*"), *in_shards.glob("model*")) if path.name != "model.safetensors"]
+    hub.create_repository("model", cat.name, {path.name: path.read_bytes() for path in files}, branch="sharded")
+    options = {"revision": branch, "cache_dir": tmp_path / "cache"}
+    num_damaged = 1 if branch == "main" else 2
+    fault = hub.fail(r"GET .*/resolve/.*\.safetensors$", is_damaged=True, times=num_damaged)
+    with pytest.raises(OSError, match=rf"^'{cat.name}' arrived damaged \(model.*\), .*: load it once more") as stop:
+        AutoModelForImageTextToText.from_pretrained(cat.name, **options)
+    assert fault.times == 0
+    assert str(stop.value).count(".safetensors") == num_damaged
+    blobs = [path for path in (tmp_path / "cache").rglob("blobs/*") if len(path.name) == 64]
+    assert all(hashlib.sha256(path.read_bytes()).hexdigest() == path.name for path in blobs)
+    assert all(path.exists() for path in (tmp_path / "cache").rglob("*"))
+    processor = CnnRnnProcessor.from_pretrained(cat.name, **options)
+    for local_files_only in (False, True):
+        model = AutoModelForImageTextToText.from_pretrained(cat.name, local_files_only=local_files_only, **options)
+        assert hub_user.write(model, processor) == cat.sentence
+
+
+def test_remote_code_refuses_damaged_weights(hub, cat, staged, tmp_path):
+    hub.create_repository("model", "me/worse", {path.name: path.read_bytes() for path in staged.glob("*.*")})
+    hub.fail(f"GET /{cat.name}/resolve/.*/model.safetensors", is_damaged=True)
+    hub.fail("GET /me/worse/resolve/.*/model.safetensors", is_damaged=True, times=1000)
+    jobs = {
+        "at first": ["load", {"auto": "AutoModelForImageTextToText", "repository": cat.name, **TRUSTED}],
+        "then": ["piped", {"task": "image-to-text", "repository": cat.name, **TRUSTED}],
+        "piped": ["piped", {"task": "image-to-text", "repository": "me/worse", **TRUSTED}],
+    }
+    came = fork_jobs(hub, tmp_path, jobs)
+    assert came["at first"]["error"].startswith(f"OSError: '{cat.name}' arrived damaged (model.safetensors)")
+    assert came["then"] == ["transformers_modules", [{"generated_text": cat.sentence}]]
+    assert "'me/worse' arrived damaged" in came["piped"]["error"]
+
+
+def test_what_lies_in_the_cache_is_not_read_to_look_for_damage(cat, client):
+    expected = load_both(cat.name)
+    client.setattr(hashlib, "file_digest", None)
+    assert load_both(cat.name) == expected
 
 
 def test_a_disk_that_is_full_is_told_and_loading_is_taken_up_again(cat, client):

@@ -297,6 +297,17 @@ def test_averaged_weights_are_in_the_model_only_within_their_context(captioner):
     assert again.num_updates == 1
 
 
+def test_trained_weights_stay_in_their_average(captioner):
+    weight = captioner.lm_head.weight
+    averaged = AveragedWeights(captioner, 0.9, warmup=False)
+    start = weight.detach().clone()
+    with torch.no_grad():
+        weight += 1
+    averaged.update()
+    with averaged.applied():
+        assert torch.allclose(weight, start + 0.1)
+
+
 def test_stages_follow_each_other():
     stages = Stages(encoder_step=2, self_critical_step=4)
     assert [str(stages.at(step)) for step in (1, 2, 4)] == [

@@ -40,17 +40,17 @@ SPLITS = {"restval": "train", "val": "validation", "valid": "validation", "dev":
 
 
 def load_caption_dataset(
-    dataset_name: str,
+    dataset_name: str | os.PathLike,
     dataset_config_name: str | None = None,
     dataset_revision: str | None = None,
-    data_dir: str | None = None,
-    image_dir: str | None = None,
+    data_dir: str | os.PathLike | None = None,
+    image_dir: str | os.PathLike | None = None,
     image_column: str | None = None,
     caption_column: str | None = None,
     image_id_column: str | None = None,
     split_column: str | None = None,
     streaming: bool = False,
-    cache_dir: str | None = None,
+    cache_dir: str | os.PathLike | None = None,
 ) -> DatasetDict | IterableDatasetDict:
     """
     Load a captioning dataset in whatever layout it comes.
@@ -79,12 +79,14 @@ def load_caption_dataset(
         The splits, with the columns `image`, `captions` (a list), `image_id` (a string) and, if there is one, `scene`.
         `val`, `valid` and `dev` are called `validation`; `restval` is a part of `train`.
     """
+    dataset_name = os.fspath(dataset_name)
+    root, images, cache = (path if path is None else os.fspath(path) for path in (data_dir, image_dir, cache_dir))
     columns = {"image_column": image_column, "caption_column": caption_column, "image_id_column": image_id_column}
     loaded: dict[str, Rows] = {}
     for name in split_names(dataset_name):
         try:
-            raw = read_splits(name, dataset_config_name, dataset_revision, data_dir, streaming, cache_dir)
-            layout = _find_layout(raw, columns, split_column, image_dir or local_folder(name, data_dir))
+            raw = read_splits(name, dataset_config_name, dataset_revision, root, streaming, cache)
+            layout = _find_layout(raw, columns, split_column, images or local_folder(name, root))
             splits = _standardize(name, raw, layout)
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())

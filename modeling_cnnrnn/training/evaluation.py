@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -66,7 +67,8 @@ def generate_captions(
     broken: dict[str, str] = {}
     for start, batch in enumerate(progress(loader, desc="Captions", unit="batch", disable=rank > 0, leave=False)):
         batch_rows = rows[start * batch_size : (start + 1) * batch_size]
-        captions += _caption_batch(model, dataset, batch, batch_rows, with_attention, generate_kwargs)
+        with accelerator.autocast() if accelerator else nullcontext():
+            captions += _caption_batch(model, dataset, batch, batch_rows, with_attention, generate_kwargs)
         broken |= dict(batch["broken"])
     model.train(was_training)
     captions = [caption for caption in captions if dataset.image_ids[caption.row] not in broken]
@@ -129,7 +131,8 @@ def evaluation_loss(
         del batch["broken"]
         batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
         num_tokens = (batch["labels"] != IGNORED).sum().item()
-        loss = model(**batch, skip_logits=True, num_items_in_batch=1).loss
+        with accelerator.autocast():
+            loss = model(**batch, skip_logits=True, num_items_in_batch=1).loss
         total += torch.tensor([loss.item(), num_tokens], dtype=torch.float64)
     model.train(was_training)
     if accelerator.num_processes > 1:

@@ -149,22 +149,25 @@ class AveragedWeights:
     The exponential moving average of a model's weights, and of the statistics of its BatchNorm layers.
 
     Args:
-        decay: share of the average that each step keeps; less in the first steps, when there is little to average.
+        decay: share of the average that each step keeps.
+        warmup: whether it is less in the first steps, so that untrained weights are soon forgotten. Trained ones are worth
+            keeping: the mean of a model and what self-critical training makes of it is better than either, as with
+            https://arxiv.org/abs/2109.01903.
     """
 
-    def __init__(self, model: nn.Module, decay: float):
+    def __init__(self, model: nn.Module, decay: float, warmup: bool = True):
         if not 0 < decay < 1:
             raise ValueError(f"`ema_decay` is {decay}: pass a number between 0 and 1, such as 0.999.")
         self.tensors = [t.detach() for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
         self.averages = [tensor.clone() for tensor in self.tensors]
-        self.decay = decay
+        self.decay, self.warmup = decay, warmup
         self.num_updates = 0
 
     @torch.no_grad()
     def update(self) -> None:
         """Take the weights after a step of the optimiser into the average."""
         self.num_updates += 1
-        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
+        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates)) if self.warmup else self.decay
         torch._foreach_lerp_(self.averages, self.tensors, 1 - decay)
 
     @torch.no_grad()

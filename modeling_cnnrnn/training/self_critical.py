@@ -216,13 +216,13 @@ class SelfCritical:
             cache.batch_select_indices(goes_on)
         return sequences
 
-    def _generate_greedily(self, model: CnnRnnForConditionalGeneration, inputs: dict) -> torch.Tensor:
+    def _generate_greedily(self, model, inputs: dict) -> torch.Tensor:
         # what the model would write when it is used: without dropout, and as its generation config says
         was_training = model.training
         model.eval()
         try:
-            length = {} if self.max_length is None else {"max_length": self.max_length}
-            return model.generate(**inputs, **length, do_sample=False, num_beams=1)[:, 1:]
+            length = self.max_length or model.generation_config.max_length
+            return model.generate(**inputs, max_length=length, do_sample=False, num_beams=1)[:, 1:]
         finally:
             model.train(was_training)
 
