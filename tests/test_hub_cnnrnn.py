@@ -269,7 +269,7 @@ def test_no_token_and_no_home_is_in_any_file(shared_hub, pushed):
         assert TOKEN.encode() not in content, name
         assert b"/home/alice" not in content, name
         assert str(ROOT).encode() not in content, name
-    assert json.loads(files_of(shared_hub, "me/cat")["training_results.json"])["training"]["learning_rate"] == 0.001
+    assert json.loads(files_of(shared_hub, "me/cat")["training_results.json"])["training"]["learning_rate"] == 8e-4
 
 
 def test_a_file_with_the_token_in_it_is_not_sent(hub, trained, client, tmp_path):
