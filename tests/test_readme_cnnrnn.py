@@ -1,4 +1,4 @@
-"""README.md: its code runs and writes the right sentence, its commands have the options that they are shown with."""
+"""README.md: its code runs and writes the right sentence; the commands there and in examples/ have their options."""
 
 import json
 import re
@@ -19,12 +19,12 @@ from modeling_cnnrnn.training.pushing import AUTO_MAP, CUSTOM_PIPELINES
 
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README, OF_EXAMPLES = ((ROOT / path).read_text(encoding="utf-8") for path in ("README.md", "examples/README.md"))
 PICTURE = "picture.png"
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
 
 
 def ways() -> dict[str, list[str]]:
@@ -42,7 +42,11 @@ CODE = {name: codes for name, codes in ways().items() if not is_command(codes)}
 STRANGERS = {name: codes for name, codes in CODE.items() if "trust_remote_code=True" in codes[-1]}
 COMMANDS = [
     shlex.split(line.partition(" #")[0].partition("  # ")[0])
-    for block in [*blocks("bash"), *(codes[0] for codes in ways().values() if is_command(codes))]
+    for block in [
+        *blocks("bash"),
+        *blocks("bash", OF_EXAMPLES),
+        *(codes[0] for codes in ways().values() if is_command(codes)),
+    ]
     for line in block.replace("\\\n", " ").splitlines()
 ]
 OURS = [words for words in COMMANDS if words[0] != "make"]
@@ -114,6 +118,8 @@ def test_a_command_has_its_options(words, monkeypatch, capsys):
         number for number, word in enumerate(words) if word.endswith(".py") or word == "modeling_cnnrnn.metrics"
     )
     program, options = words[start], [word for word in words[start:] if word.startswith("--")]
+    if words[start + 1].endswith(".json"):  # a recipe
+        options += [f"--{name}" for name in json.loads((ROOT / words[start + 1]).read_text())]
     monkeypatch.setattr(sys, "argv", [program, "--help"])
     start, name = (runpy.run_path, str(ROOT / program)) if program.endswith(".py") else (runpy.run_module, program)
     with pytest.raises(SystemExit) as stop:
