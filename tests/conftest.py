@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import BitImageProcessorPil, PretrainedConfig, PreTrainedTokenizerBase, ResNetConfig, set_seed
 
-from modeling_cnnrnn import CnnRnnConfig, CnnRnnForConditionalGeneration
+from modeling_cnnrnn import CnnRnnConfig, CnnRnnForConditionalGeneration, ImageToTextPipeline
 
 
 # the sixteen words of the tiny vocabulary, twenty tokens with the special ones
@@ -141,3 +141,17 @@ def tiny_processor(tiny_tokenizer):
         size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, do_convert_rgb=True
     )
     return CnnRnnProcessor(image_processor, tiny_tokenizer)
+
+
+@pytest.fixture
+def model(make_model, tiny_processor):
+    """A captioner whose sentences differ from image to image and come to an end."""
+    model = make_model(attention_type="additive", initializer_range=2.0)
+    model.lm_head.bias.data[tiny_processor.tokenizer.eos_token_id] = 1.0
+    model.generation_config.update(max_length=8, suppress_tokens=[0, 1, 3])
+    return model
+
+
+@pytest.fixture
+def pipe(model, tiny_processor) -> ImageToTextPipeline:
+    return ImageToTextPipeline(model, processor=tiny_processor, device="cpu")

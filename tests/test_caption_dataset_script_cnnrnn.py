@@ -2,7 +2,6 @@
 
 import json
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import datasets
 import pyarrow.parquet
 import pytest
 import torch
+from example_scripts import command, run
 from local_hub import LocalHub
 from PIL import Image
 from transformers import set_seed
@@ -18,7 +18,6 @@ from transformers import set_seed
 from modeling_cnnrnn import pipeline
 
 
-SCRIPT = Path(__file__).parent.parent / "examples" / "caption_dataset.py"
 # one of 11 and one of 5 rows: uneven parts and batches
 SPLITS = {"train": 11, "test": 5}
 BROKEN = ("train", 6)
@@ -41,28 +40,16 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def words(**options) -> list[str]:
-    given = []
-    for name, value in options.items():
-        given += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
-    return [str(SCRIPT), *given]
-
-
-def run(**options) -> None:
-    """`python examples/caption_dataset.py --option value ...`, in this process."""
-    before, sys.argv = sys.argv, words(**options)
-    try:
-        runpy.run_path(str(SCRIPT), run_name="__main__")
-    finally:
-        sys.argv = before
-
-
 def run_two(*before: str, **options) -> subprocess.CompletedProcess:
     """On two processes, by way of a script that is given before."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(datasets.config.HF_DATASETS_CACHE)}
     return subprocess.run(
-        [*launcher, *before, *words(**options)], env=environment, capture_output=True, text=True, timeout=300
+        [*launcher, *before, *command("caption_dataset", **options)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
 
 
@@ -108,13 +95,26 @@ def photographs(tmp_path) -> Path:
 @pytest.fixture
 def whole(captioner, photographs, tmp_path) -> Path:
     """What one process writes that nothing disturbs."""
-    run(model_name_or_path=captioner, dataset_name=photographs, output_dir=tmp_path / "whole", **DRAWN)
+    run(
+        "caption_dataset",
+        model_name_or_path=captioner,
+        dataset_name=photographs,
+        output_dir=tmp_path / "whole",
+        **DRAWN,
+    )
     return tmp_path / "whole"
 
 
 def test_the_folder_is_a_dataset_of_the_same_rows_with_the_sentences_of_the_pipeline(captioner, photographs, tmp_path):
     folder = tmp_path / "captioned"
-    run(model_name_or_path=captioner, dataset_name=photographs, output_dir=folder, num_return_sequences=2, **SMALL)
+    run(
+        "caption_dataset",
+        model_name_or_path=captioner,
+        dataset_name=photographs,
+        output_dir=folder,
+        num_return_sequences=2,
+        **SMALL,
+    )
     captioned = datasets.load_dataset(str(folder))
     assert {split: len(rows) for split, rows in captioned.items()} == SPLITS
     pipe = pipeline("image-to-text", model=str(captioner))
@@ -140,7 +140,7 @@ def test_the_folder_is_a_dataset_of_the_same_rows_with_the_sentences_of_the_pipe
 
 def test_a_broken_image_is_counted_and_named_and_its_row_stays(captioner, photographs, tmp_path, caplog):
     folder = tmp_path / "captioned"
-    run(model_name_or_path=captioner, dataset_name=photographs, output_dir=folder, **SMALL)
+    run("caption_dataset", model_name_or_path=captioner, dataset_name=photographs, output_dir=folder, **SMALL)
     row = rows(folder, BROKEN[0])[BROKEN[1]]
     assert row["generated_text"] is None
     assert row["score"] is None
@@ -171,7 +171,7 @@ def test_what_was_killed_goes_on_without_a_lost_or_doubled_row(whole, captioner,
     there = {path: path.stat().st_mtime_ns for path in folder.glob("data/*/*.parquet")}
     assert 0 < len(there) < len(parts(whole))
     assert list(folder.rglob("*.partial"))
-    run(**options)
+    run("caption_dataset", **options)
     assert parts(folder) == parts(whole)
     assert {path: path.stat().st_mtime_ns for path in there} == there
     assert len(rows(folder, "train")) == 11
@@ -181,14 +181,14 @@ def test_sentences_of_different_runs_are_not_mixed(whole, captioner, photographs
     options = DRAWN | {"model_name_or_path": captioner, "dataset_name": photographs, "output_dir": whole}
     before = parts(whole)
     with pytest.raises(SystemExit, match="differs in `top_p`"):
-        run(**options | {"top_p": 0.5})
+        run("caption_dataset", **options | {"top_p": 0.5})
     with pytest.raises(SystemExit, match="differs in `dataset`"):
-        run(**options | {"split": "test"})
+        run("caption_dataset", **options | {"split": "test"})
     make_model(attention_type="additive", initializer_range=0.4).save_pretrained(captioner)
     with pytest.raises(SystemExit, match="differs in `model`"):
-        run(**options)
+        run("caption_dataset", **options)
     assert parts(whole) == before
-    run(**options, overwrite_output_dir=True, split="test")
+    run("caption_dataset", **options, overwrite_output_dir=True, split="test")
     assert {Path(name).parts[1] for name in parts(whole)} == {"test"}
 
 
@@ -196,7 +196,7 @@ def test_a_folder_of_something_else_is_left_alone(captioner, photographs, tmp_pa
     (tmp_path / "mine" / "data").mkdir(parents=True)
     options = {"model_name_or_path": captioner, "dataset_name": photographs, "output_dir": tmp_path / "mine"}
     with pytest.raises(SystemExit, match="holds other data"):
-        run(**options, overwrite_output_dir=True)
+        run("caption_dataset", **options, overwrite_output_dir=True)
 
 
 def test_rows_that_name_their_images_keep_the_columns_that_are_asked_for(captioner, photographs, tmp_path):
@@ -204,7 +204,7 @@ def test_rows_that_name_their_images_keep_the_columns_that_are_asked_for(caption
     (tmp_path / "table.csv").write_text("\n".join(lines))
     options = {"model_name_or_path": captioner, "dataset_name": tmp_path / "table.csv"} | SMALL
     options |= {"image_dir": photographs / "train", "output_dir": tmp_path / "captioned"}
-    run(**options, keep_columns=["place", "file_name"])
+    run("caption_dataset", **options, keep_columns=["place", "file_name"])
     found = rows(tmp_path / "captioned", "train")
     assert [(row["place"], row["file_name"]) for row in found] == [
         ("sea", "03.png"),
@@ -223,6 +223,7 @@ def test_a_row_whose_image_is_gone_stays(captioner, photographs, tmp_path):
     table.to_parquet(tmp_path / "table.parquet")
     Path(paths[1]).unlink()
     run(
+        "caption_dataset",
         model_name_or_path=captioner,
         dataset_name=tmp_path / "table.parquet",
         output_dir=tmp_path / "captioned",
@@ -247,15 +248,18 @@ def test_a_row_whose_image_is_gone_stays(captioner, photographs, tmp_path):
 def test_a_mistake_ends_in_one_sentence(captioner, photographs, tmp_path, options, message):
     folder = tmp_path / "captioned"
     with pytest.raises(SystemExit, match=message):
-        run(**{"model_name_or_path": captioner, "dataset_name": photographs, "output_dir": folder} | options)
+        run(
+            "caption_dataset",
+            **{"model_name_or_path": captioner, "dataset_name": photographs, "output_dir": folder} | options,
+        )
     assert not folder.exists()
 
 
 def test_captions_of_an_earlier_captioner_are_not_written_over(whole, captioner, tmp_path):
     options = {"model_name_or_path": captioner, "dataset_name": whole, "output_dir": tmp_path / "again"}
     with pytest.raises(SystemExit, match=r"has `generated_text`, .* already: leave it out with --keep_columns image"):
-        run(**options)
-    run(**options, keep_columns=["image"], max_predict_samples=2, **SMALL)
+        run("caption_dataset", **options)
+    run("caption_dataset", **options, keep_columns=["image"], max_predict_samples=2, **SMALL)
     assert {split: len(rows(tmp_path / "again", split)) for split in SPLITS} == {"train": 2, "test": 2}
 
 
@@ -266,7 +270,11 @@ def test_what_was_written_is_pushed(captioner, photographs, tmp_path):
     with LocalHub(tmp_path / "repositories") as hub:
         environment = hub.environment(tmp_path / "home") | {"OMP_NUM_THREADS": "1"}
         finished = subprocess.run(
-            [sys.executable, *words(**options)], env=environment, capture_output=True, text=True, check=False
+            [sys.executable, *command("caption_dataset", **options)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert finished.returncode == 0, finished.stderr[-2000:]
         repository = hub.store.load("dataset", "me/captioned")

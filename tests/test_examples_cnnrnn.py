@@ -6,7 +6,6 @@ import json
 import os
 import random
 import re
-import runpy
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import datasets
 import pytest
 import torch
 from datasets import load_from_disk
+from example_scripts import command, run
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -25,7 +25,6 @@ from modeling_cnnrnn.data.shapes import build_shapes
 from modeling_cnnrnn.metrics import caption_metrics
 
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
 TINY_CNN = {
     "model_type": "resnet",
     "layer_type": "basic",
@@ -48,18 +47,6 @@ TINY = {
     "eval_epochs": 0.5,
     "save_total_limit": 9,
 }
-
-
-def run(script: str, *arguments: str, **options) -> None:
-    """`python examples/{script}.py arguments --option value ...`, in this process."""
-    words = [str(EXAMPLES / f"{script}.py"), *arguments]
-    for name, value in options.items():
-        words += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
-    before, sys.argv = sys.argv, words
-    try:
-        runpy.run_path(words[0], run_name="__main__")
-    finally:
-        sys.argv = before
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -171,8 +158,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 def run_killed(text: str, count: int, **options) -> int:
     """`train_captioner.py` in a process of its own; returns its exit status, -9 if it was killed."""
-    words = [sys.executable, "-c", KILLED, text, str(count), str(EXAMPLES / "train_captioner.py")]
-    words += [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    words = [sys.executable, "-c", KILLED, text, str(count), *command("train_captioner", **options)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(words, env=environment, capture_output=True, check=False).returncode
 
@@ -243,8 +229,7 @@ def test_two_processes_learn_what_one_learns_from_batches_twice_as_large(picture
     options["encoder_config"] = json.dumps(CONVNEXT)
     run("train_captioner", output_dir=tmp_path / "one", **options | {"per_device_train_batch_size": 8})
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    words += [str(EXAMPLES / "train_captioner.py"), "--output_dir", str(tmp_path / "two")]
-    words += [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    words += command("train_captioner", output_dir=tmp_path / "two", **options)
     finished = subprocess.run(
         words, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
     )
@@ -550,9 +535,8 @@ def test_trackers_receive_losses_rates_speeds_scores_and_pictures(pictures, tmp_
 
 
 def test_lines_of_the_log_stand_above_the_bar(pictures, tmp_path):
-    words = [sys.executable, str(EXAMPLES / "train_captioner.py"), "--dataset_name", str(pictures)]
     options = TINY | {"output_dir": tmp_path, "max_train_steps": 2, "eval_epochs": 0.1}
-    words += [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    words = [sys.executable, *command("train_captioner", dataset_name=pictures, **options)]
     printed = subprocess.run(
         words, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=True
     )

@@ -13,7 +13,6 @@ import hub_user
 import pytest
 from PIL import Image
 
-from modeling_cnnrnn import ImageToTextPipeline
 from modeling_cnnrnn.training.pushing import stage_captioner
 
 
@@ -32,20 +31,6 @@ from handler import EndpointHandler
 handler = EndpointHandler(os.getcwd())
 print(json.dumps([handler(data) for data in json.load(sys.stdin)]))
 """
-
-
-@pytest.fixture
-def model(make_model, tiny_processor):
-    """A captioner whose sentences come to an end."""
-    model = make_model(attention_type="additive", initializer_range=2.0)
-    model.lm_head.bias.data[tiny_processor.tokenizer.eos_token_id] = 1.0
-    model.generation_config.update(max_length=8, suppress_tokens=[0, 1, 3])
-    return model
-
-
-@pytest.fixture
-def pipe(model, tiny_processor) -> ImageToTextPipeline:
-    return ImageToTextPipeline(model, processor=tiny_processor, device="cpu")
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import errno
 import hashlib
 import json
 import re
-import runpy
 import shutil
 import subprocess
 import sys
@@ -23,6 +22,7 @@ import pytest
 import torch
 import transformers
 from conftest import ATTENTION_TYPES, CAPTIONS, IMAGE_INJECTIONS, RNN_TYPES
+from example_scripts import run
 from huggingface_hub import constants
 from local_hub import LocalHub
 from PIL import Image
@@ -117,18 +117,6 @@ def history(hub: LocalHub, name: str) -> list[str]:
         messages.append(repository["commits"][commit]["message"])
         commit = repository["commits"][commit]["parent"]
     return messages
-
-
-def run(script: str, **options) -> None:
-    """`python examples/{script}.py --option value ...`, in this process."""
-    words = [str(ROOT / "examples" / f"{script}.py")]
-    for name, value in options.items():
-        words += [f"--{name}", str(value)]
-    before, sys.argv = sys.argv, words
-    try:
-        runpy.run_path(words[0], run_name="__main__")
-    finally:
-        sys.argv = before
 
 
 local_hub.TOKENS[TOKEN] = "write"

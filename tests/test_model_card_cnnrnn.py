@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from example_scripts import run
 from huggingface_hub import ModelCard
 from local_hub import LocalHub
 from PIL import Image
@@ -35,17 +36,6 @@ TINY = {
     "min_frequency": 1,
     "max_train_steps": 2,
 }
-
-
-def run(script: str, **options) -> None:
-    words = [str(ROOT / "examples" / f"{script}.py")]
-    for name, value in options.items():
-        words += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
-    before, sys.argv = sys.argv, words
-    try:
-        runpy.run_path(words[0], run_name="__main__")
-    finally:
-        sys.argv = before
 
 
 @pytest.fixture(scope="module")

@@ -17,20 +17,6 @@ from modeling_cnnrnn.pipeline_cnnrnn import ImageToTextPipeline, pipeline
 
 
 @pytest.fixture
-def model(make_model, tiny_processor):
-    """A captioner whose sentences differ from image to image and come to an end."""
-    model = make_model(attention_type="additive", initializer_range=2.0)
-    model.lm_head.bias.data[tiny_processor.tokenizer.eos_token_id] = 1.0
-    model.generation_config.update(max_length=8, suppress_tokens=[0, 1, 3])
-    return model
-
-
-@pytest.fixture
-def pipe(model, tiny_processor) -> ImageToTextPipeline:
-    return ImageToTextPipeline(model, processor=tiny_processor, device="cpu")
-
-
-@pytest.fixture
 def images() -> list[Image.Image]:
     return [Image.new("RGB", (32, 32), colour) for colour in ("red", "black", "white", "blue", "green")]
 

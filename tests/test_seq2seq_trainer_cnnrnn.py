@@ -2,12 +2,11 @@
 
 import copy
 import json
-import runpy
 import shutil
-import sys
 from pathlib import Path
 
 import datasets
+import example_scripts
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -17,7 +16,6 @@ from modeling_cnnrnn import CnnRnnForConditionalGeneration, CnnRnnProcessor
 from modeling_cnnrnn.data.shapes import build_shapes
 
 
-SCRIPT = Path(__file__).parent.parent / "examples" / "train_seq2seq_trainer.py"
 TINY = {
     "image_size": 32,
     "hidden_size": 24,
@@ -40,14 +38,7 @@ def pictures(tmp_path_factory) -> Path:
 
 def run(**options) -> list[float]:
     """`python examples/train_seq2seq_trainer.py --option value ...`, in this process; returns the loss of each step."""
-    words = [str(SCRIPT)]
-    for name, value in options.items():
-        words += [f"--{name}", str(value)]
-    before, sys.argv = sys.argv, words
-    try:
-        runpy.run_path(words[0], run_name="__main__")
-    finally:
-        sys.argv = before
+    example_scripts.run("train_seq2seq_trainer", **options)
     state = json.loads((options["output_dir"] / "trainer_state.json").read_text())
     return [row["loss"] for row in state["log_history"] if "loss" in row]
 
