@@ -115,7 +115,9 @@ class DataArguments:
     min_frequency: int = field(default=5, metadata={"help": "Rarer words of the training split become <unk>."})
     image_size: int | None = field(
         default=None,
-        metadata={"help": "Side of the squares that the CNN looks at; by default 64, or as it was trained."},
+        metadata={
+            "help": "Side of the squares that the CNN of a new captioner looks at; by default 64, or as it was trained."
+        },
     )
     random_crop: bool = field(default=False, metadata={"help": "Augment with random resized crops."})
     flip_probability: float = field(default=0.0, metadata={"help": "Of a mirror image: captions say left and right."})

@@ -38,6 +38,9 @@ class CnnRnnPreTrainedModel(PreTrainedModel):
         As in transformers, but what is loaded computes what was saved to the last bit, also on a CPU.
 
         Weights are asked for again while the Hub answers with a server error, and are refused if they arrive damaged.
+
+        Raises:
+            OSError: as in transformers; the Hub goes on answering with a server error; the weights arrived damaged.
         """
         name = str(pretrained_model_name_or_path)
         cache = Path(cache_dir or constants.HF_HUB_CACHE, "models--" + name.replace("/", "--"))

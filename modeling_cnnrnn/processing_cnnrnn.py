@@ -112,7 +112,12 @@ class CnnRnnProcessor(ProcessorMixin):
                 proportion. Many CNNs see more in images somewhat larger than those that they were trained on
                 (https://arxiv.org/abs/1906.06423), in as many more regions.
             **kwargs: passed on to `AutoImageProcessor.from_pretrained`.
+
+        Raises:
+            OSError: there is no `preprocessor_config.json`.
+            ValueError: `image_size` is less than 1.
         """
+        _check_image_size(image_size)
         image_processor = AutoImageProcessor.from_pretrained(name_or_path, **{"backend": "pil", **kwargs})
         if image_size is not None:
             is_cropped = getattr(image_processor, "do_center_crop", False)
@@ -148,8 +153,9 @@ class CnnRnnProcessor(ProcessorMixin):
             resample: the filter that resizes.
 
         Raises:
-            ValueError: `center_crop` with two different numbers as `image_size`.
+            ValueError: `image_size` is less than 1; `center_crop` with two different numbers as `image_size`.
         """
+        _check_image_size(image_size)
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         if center_crop and height != width:
             raise ValueError(
@@ -526,6 +532,11 @@ def _is_unit_range(image: Any) -> bool:
     if isinstance(image, torch.Tensor):
         return image.is_floating_point() and bool(image.max() <= 1 + ROUNDING)
     return isinstance(image, np.ndarray) and image.dtype.kind == "f" and bool(image.max() <= 1 + ROUNDING)
+
+
+def _check_image_size(image_size: int | tuple[int, int] | None):
+    if image_size is not None and min(image_size if isinstance(image_size, tuple) else (image_size,)) < 1:
+        raise ValueError(f"`image_size` is {image_size}: pass a positive number of pixels.")
 
 
 def _as_batch(images: Any) -> tuple[list, int]:

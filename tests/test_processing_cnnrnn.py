@@ -497,6 +497,15 @@ def test_a_pretrained_cnn_can_be_shown_larger_images(tmp_path, tokenizer, own, s
     assert pixel_values["pixel_values"].shape[2] == 16
 
 
+@pytest.mark.parametrize("image_size", [0, -224, (224, 0)])
+def test_an_image_size_is_positive(tmp_path, tokenizer, image_size):
+    with pytest.raises(ValueError, match=r"`image_size` is .*: pass a positive number of pixels"):
+        CnnRnnProcessor.from_image_size(image_size, tokenizer)
+    ViTImageProcessorPil().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"`image_size` is .*: pass a positive number of pixels"):
+        CnnRnnProcessor.from_encoder_pretrained(tmp_path, tokenizer, image_size=image_size)
+
+
 def test_center_crop_keeps_the_shape_of_things(tokenizer):
     image = Image.new("RGB", (30, 10), "white")
     image.paste("black", (0, 0, 10, 10))  # the left third
