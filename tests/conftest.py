@@ -7,11 +7,19 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported
 
 from collections.abc import Callable
 
+import datasets
 import pytest
 import torch
 from transformers import BitImageProcessorPil, PretrainedConfig, PreTrainedTokenizerBase, ResNetConfig, set_seed
 
-from modeling_cnnrnn import CnnRnnConfig, CnnRnnForConditionalGeneration, ImageToTextPipeline
+from modeling_cnnrnn import (
+    CnnRnnConfig,
+    CnnRnnForConditionalGeneration,
+    CnnRnnProcessor,
+    ImageToTextPipeline,
+    build_tokenizer,
+)
+from modeling_cnnrnn.data.shapes import build_shapes
 
 
 # the sixteen words of the tiny vocabulary, twenty tokens with the special ones
@@ -125,8 +133,6 @@ def labels() -> torch.Tensor:
 @pytest.fixture
 def tiny_tokenizer() -> PreTrainedTokenizerBase:
     """A word-level tokenizer, as large as the vocabulary of `tiny_model`."""
-    from modeling_cnnrnn.data.tokenizer import build_tokenizer
-
     tokenizer = build_tokenizer(CAPTIONS, min_frequency=1)
     assert len(tokenizer) == 20
     return tokenizer
@@ -135,12 +141,22 @@ def tiny_tokenizer() -> PreTrainedTokenizerBase:
 @pytest.fixture
 def tiny_processor(tiny_tokenizer):
     """Images to 32 x 32 pixels, captions to tokens."""
-    from modeling_cnnrnn.processing_cnnrnn import CnnRnnProcessor
-
     image_processor = BitImageProcessorPil(
         size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, do_convert_rgb=True
     )
     return CnnRnnProcessor(image_processor, tiny_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def pictures() -> datasets.Dataset:
+    """Ten pictures of shapes, 32 x 32, with captions."""
+    return build_shapes(num_train=10, num_validation=1, num_test=1, image_size=32)["train"]
+
+
+@pytest.fixture
+def processor(pictures) -> CnnRnnProcessor:
+    """For `pictures`: their size, and the words of their captions."""
+    return CnnRnnProcessor.from_image_size(32, build_tokenizer(pictures["captions"], min_frequency=1))
 
 
 @pytest.fixture

@@ -12,8 +12,7 @@ from accelerate import Accelerator
 from PIL import Image
 from safetensors import safe_open
 
-from modeling_cnnrnn import CnnRnnForConditionalGeneration, CnnRnnProcessor, build_tokenizer
-from modeling_cnnrnn.data.shapes import build_shapes
+from modeling_cnnrnn import CnnRnnForConditionalGeneration
 from modeling_cnnrnn.training.batching import CaptionDataset, RandomResizedCrop, collate_captions
 from modeling_cnnrnn.training.checkpoints import (
     checkpoints,
@@ -35,16 +34,6 @@ from modeling_cnnrnn.training.optimization import (
 )
 from modeling_cnnrnn.training.pictures import save_training_curves
 from modeling_cnnrnn.training.stages import Stages, scheduled_sampling_probability, switch_step
-
-
-@pytest.fixture(scope="module")
-def pictures() -> datasets.Dataset:
-    return build_shapes(num_train=10, num_validation=1, num_test=1, image_size=32)["train"]
-
-
-@pytest.fixture
-def processor(pictures) -> CnnRnnProcessor:
-    return CnnRnnProcessor.from_image_size(32, build_tokenizer(pictures["captions"], min_frequency=1))
 
 
 @pytest.fixture
