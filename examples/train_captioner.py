@@ -149,9 +149,9 @@ class ModelArguments:
     attention_type: str = "additive"
     attention_size: int = 256
     attention_regularization: float = 0.0
-    dropout: float = 0.5
-    embedding_dropout: float = 0.3
-    feature_dropout: float = 0.3
+    dropout: float = 0.6
+    embedding_dropout: float = 0.4
+    feature_dropout: float = 0.5
     label_smoothing: float = 0.1
     initializer_range: float = 0.05
     tie_word_embeddings: bool = False
@@ -175,7 +175,7 @@ class TrainingArguments:
         default="cosine", metadata={"help": "Once before self-critical training, once in it."}
     )
     warmup_ratio: float = 0.05
-    weight_decay: float = 0.0
+    weight_decay: float = 0.1
     max_grad_norm: float = field(default=1.0, metadata={"help": "0 for no limit."})
     max_grad_value: float | None = field(default=None, metadata={"help": "Largest single value of a gradient."})
     ema_decay: float = field(
