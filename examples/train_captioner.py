@@ -33,6 +33,7 @@ import transformers
 from accelerate import Accelerator
 from accelerate.utils import (
     DistributedDataParallelKwargs,
+    DistributedType,
     ProjectConfiguration,
     gather_object,
     set_seed,
@@ -76,6 +77,7 @@ from modeling_cnnrnn.training.pictures import save_caption_sheet, save_training_
 from modeling_cnnrnn.training.provenance import EnergyMeter, peak_memory, provenance
 from modeling_cnnrnn.training.pushing import push_captioner
 from modeling_cnnrnn.training.self_critical import SelfCritical, turn_off_dropout
+from modeling_cnnrnn.training.sharding import unsharded, whole_weights
 from modeling_cnnrnn.training.stages import Stage, Stages, scheduled_sampling_probability, switch_step
 from modeling_cnnrnn.training.tracking import find_trackers, log_samples
 
@@ -330,7 +332,15 @@ def main():
         unfreeze_encoder_layers(model, stage_args.unfreeze_encoder_from_layer)
     if starts_frozen and not unfreezes:
         model.freeze_encoder()
-    model.get_encoder().cnn.to(memory_format=torch.channels_last)  # what convolutions are fastest with
+    is_sharded = accelerator.distributed_type == DistributedType.FSDP
+    self_critical_options = (stage_args.self_critical_after_epochs, stage_args.self_critical_after_steps)
+    if is_sharded and (unfreezes or args.max_grad_value or self_critical_options != (None, None)):
+        raise ValueError(
+            "FSDP can only train in one stage, by cross-entropy, and clip gradients by their norm: leave out "
+            "`unfreeze_encoder_after_...`, `self_critical_after_...` and `max_grad_value`, or train without FSDP."
+        )
+    if not is_sharded:  # which takes weights in their usual layout alone
+        model.get_encoder().cnn.to(memory_format=torch.channels_last)  # what convolutions are fastest with
     if args.gradient_checkpointing:
         model.activation_checkpointing_enable()
     if args.torch_compile:
@@ -400,7 +410,6 @@ def main():
     groups = parameter_groups(
         model, args.learning_rate, encoder_learning_rate, args.weight_decay, args.encoder_layer_decay
     )
-    trained = [parameter for group in groups for parameter in group["params"]]
     optimizer = torch.optim.AdamW(groups, args.learning_rate, betas=(0.9, 0.98), fused=True)
     scheduler = two_stage_scheduler(
         args.lr_scheduler_type,
@@ -501,6 +510,7 @@ def main():
         is_best = state["best"] is None or scores["CIDEr"] > state["best"]["CIDEr"]
         if is_best:
             state["best"] = scores
+            whole = unsharded(model, accelerator)
         if is_main:
             shown = captions[:: max(1, len(captions) // 12)][:12]
             sheet = output_dir / "samples" / f"step-{state['step']:06d}.png"
@@ -512,7 +522,7 @@ def main():
             save_training_curves(output_dir / "training_curves.png", state["steps"], state["evaluations"])
             if is_best:
                 with whole_folder(output_dir / "best") as folder:
-                    model.save_pretrained(folder)
+                    whole.save_pretrained(folder)
                     processor.save_pretrained(folder)
             if reports:
                 accelerator.log({f"eval/{k}": v for k, v in scores.items() if k != "step"}, step=state["step"])
@@ -587,10 +597,14 @@ def main():
                     share = wrapped(**batch, num_items_in_batch=num_tokens, **options).loss
                     accelerator.backward(share)
                 loss += share.detach()
+            if is_sharded:  # its checkpoints need a state of each weight, also of those that nothing depends on
+                for parameter in model.parameters():
+                    if parameter.requires_grad and parameter.grad is None:
+                        parameter.grad = torch.zeros_like(parameter)
             if args.max_grad_value:
-                accelerator.clip_grad_value_(trained, args.max_grad_value)
+                accelerator.clip_grad_value_(model.parameters(), args.max_grad_value)
             if args.max_grad_norm:
-                accelerator.clip_grad_norm_(trained, args.max_grad_norm)
+                accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad()
@@ -628,7 +642,7 @@ def main():
                 counts, sampled, seconds = torch.zeros_like(counts), defaultdict(list), 0.0
             evaluates = state["step"] % eval_steps == 0 or is_last_step
             if evaluates:
-                with averaged.applied() if averaged is not None else nullcontext():
+                with averaged.applied() if averaged is not None else nullcontext(), whole_weights(model):
                     evaluate()
             if evaluates or (args.save_steps and state["step"] % args.save_steps == 0):
                 save_checkpoint()

@@ -215,7 +215,31 @@ def test_a_training_that_is_killed_at_any_moment_goes_on_bit_by_bit(seed, whole,
     assert_same_training(tmp_path, whole)
 
 
-def test_two_processes_learn_what_one_learns_from_batches_twice_as_large(pictures, tmp_path):
+# accelerate shards on accelerators alone, PyTorch on a CPU too
+SHARDED_ON_A_CPU = """
+import runpy, sys
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+
+make = Accelerator.__init__
+
+def make_sharding(self, *args, **kwargs):
+    make(self, *args, **kwargs)
+    for state in (AcceleratorState, PartialState):
+        state._shared_state["distributed_type"] = DistributedType.FSDP
+    AcceleratorState._shared_state["fsdp_plugin"] = FullyShardedDataParallelPlugin(
+        fsdp_version=2, auto_wrap_policy="NO_WRAP"
+    )
+
+Accelerator.__init__ = make_sharding
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("sharded", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_two_processes_learn_what_one_learns_from_batches_twice_as_large(sharded, pictures, tmp_path):
     """With an image that cannot be read, and a last batch that does not fill both processes."""
     dataset = load_from_disk(pictures)
     images = dataset["train"].cast_column("image", datasets.Image(decode=False))["image"][:22]
@@ -229,6 +253,9 @@ def test_two_processes_learn_what_one_learns_from_batches_twice_as_large(picture
     options["encoder_config"] = json.dumps(CONVNEXT)
     run("train_captioner", output_dir=tmp_path / "one", **options | {"per_device_train_batch_size": 8})
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    if sharded:
+        words.append(str(tmp_path / "sharded_on_a_cpu.py"))
+        (tmp_path / "sharded_on_a_cpu.py").write_text(SHARDED_ON_A_CPU)
     words += command("train_captioner", output_dir=tmp_path / "two", **options)
     finished = subprocess.run(
         words, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
@@ -241,6 +268,9 @@ def test_two_processes_learn_what_one_learns_from_batches_twice_as_large(picture
         assert two == pytest.approx(one, rel=1e-5)  # the metrics of all sentences, each counted once
     assert list(results[0]["broken_images"]) == [dataset["train"]["image_id"][5]]
     assert results[1]["broken_images"].keys() == results[0]["broken_images"].keys()
+    one, two = (CnnRnnForConditionalGeneration.from_pretrained(tmp_path / name) for name in ("one", "two"))
+    torch.testing.assert_close(two.state_dict(), one.state_dict(), rtol=1e-3, atol=1e-5)
+    assert {path.name for path in (tmp_path / "two").iterdir()} == {path.name for path in (tmp_path / "one").iterdir()}
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from transformers import get_scheduler
 
 from ..modeling_cnnrnn import CnnRnnForConditionalGeneration
 from .batching import IGNORED
+from .sharding import copy_from_whole_, in_one_piece, own_parts
 
 
 T = TypeVar("T")
@@ -168,28 +169,30 @@ class AveragedWeights:
         """Take the weights after a step of the optimiser into the average."""
         self.num_updates += 1
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates)) if self.warmup else self.decay
-        torch._foreach_lerp_(self.averages, self.tensors, 1 - decay)
+        torch._foreach_lerp_(own_parts(self.averages), own_parts(self.tensors), 1 - decay)
 
     @torch.no_grad()
     def adopt(self) -> None:
         """Go on from the average: what learns from now on are these weights."""
-        torch._foreach_copy_(self.tensors, self.averages)
+        torch._foreach_copy_(own_parts(self.tensors), own_parts(self.averages))
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Within this context the model has the averaged weights."""
-        learned = [tensor.clone() for tensor in self.tensors]
-        torch._foreach_copy_(self.tensors, self.averages)
+        tensors = own_parts(self.tensors)
+        learned = [tensor.clone() for tensor in tensors]
+        self.adopt()
         try:
             yield
         finally:
-            torch._foreach_copy_(self.tensors, learned)
+            torch._foreach_copy_(tensors, learned)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"averages": self.averages, "num_updates": self.num_updates}
+        return {"averages": [in_one_piece(average) for average in self.averages], "num_updates": self.num_updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        torch._foreach_copy_(self.averages, state["averages"])
+        for average, whole in zip(self.averages, state["averages"], strict=True):
+            copy_from_whole_(average, whole)
         self.num_updates = state["num_updates"]
 
 
