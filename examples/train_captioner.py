@@ -410,6 +410,7 @@ def main():
     groups = parameter_groups(
         model, args.learning_rate, encoder_learning_rate, args.weight_decay, args.encoder_layer_decay
     )
+    trained = [parameter for group in groups for parameter in group["params"]]
     optimizer = torch.optim.AdamW(groups, args.learning_rate, betas=(0.9, 0.98), fused=True)
     scheduler = two_stage_scheduler(
         args.lr_scheduler_type,
@@ -597,14 +598,15 @@ def main():
                     share = wrapped(**batch, num_items_in_batch=num_tokens, **options).loss
                     accelerator.backward(share)
                 loss += share.detach()
-            if is_sharded:  # its checkpoints need a state of each weight, also of those that nothing depends on
-                for parameter in model.parameters():
-                    if parameter.requires_grad and parameter.grad is None:
+            if is_sharded:  # its weights are others, and its checkpoints need a state of each, even of an unused one
+                trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+                for parameter in trained:
+                    if parameter.grad is None:
                         parameter.grad = torch.zeros_like(parameter)
             if args.max_grad_value:
-                accelerator.clip_grad_value_(model.parameters(), args.max_grad_value)
+                accelerator.clip_grad_value_(trained, args.max_grad_value)
             if args.max_grad_norm:
-                accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+                accelerator.clip_grad_norm_(trained, args.max_grad_norm)
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad()
