@@ -249,6 +249,16 @@ def main():
     for name in ("train_captioner", "modeling_cnnrnn"):
         logging.getLogger(name).setLevel(logging.INFO if is_main else logging.ERROR)
     transformers.logging.disable_progress_bar()  # of weights, which are read and written in no time
+    is_sharded = accelerator.distributed_type == DistributedType.FSDP
+    unfreezes = (stage_args.unfreeze_encoder_after_epochs, stage_args.unfreeze_encoder_after_steps) != (None, None)
+    self_critical_options = (stage_args.self_critical_after_epochs, stage_args.self_critical_after_steps)
+    if is_sharded and not accelerator.is_fsdp2:
+        raise ValueError("FSDP is of version 1: pass `--fsdp_version 2` to `accelerate launch`.")
+    if is_sharded and (unfreezes or args.max_grad_value or self_critical_options != (None, None)):
+        raise ValueError(
+            "FSDP can only train in one stage, by cross-entropy, and clip gradients by their norm: leave out "
+            "`unfreeze_encoder_after_...`, `self_critical_after_...` and `max_grad_value`, or train without FSDP."
+        )
     checkpoint = find_checkpoint(output_dir, args.resume_from_checkpoint)
     if args.push_to_hub and get_token() is None:
         raise ValueError("`push_to_hub` needs a token of the Hub: run `hf auth login`, or set HF_TOKEN.")
@@ -322,7 +332,6 @@ def main():
                 )
             )
     model.generation_config.max_length = args.max_length
-    unfreezes = (stage_args.unfreeze_encoder_after_epochs, stage_args.unfreeze_encoder_after_steps) != (None, None)
     starts_frozen = model_args.freeze_encoder
     if starts_frozen is None:
         starts_frozen = bool(pretrained) or unfreezes
@@ -332,13 +341,6 @@ def main():
         unfreeze_encoder_layers(model, stage_args.unfreeze_encoder_from_layer)
     if starts_frozen and not unfreezes:
         model.freeze_encoder()
-    is_sharded = accelerator.distributed_type == DistributedType.FSDP
-    self_critical_options = (stage_args.self_critical_after_epochs, stage_args.self_critical_after_steps)
-    if is_sharded and (unfreezes or args.max_grad_value or self_critical_options != (None, None)):
-        raise ValueError(
-            "FSDP can only train in one stage, by cross-entropy, and clip gradients by their norm: leave out "
-            "`unfreeze_encoder_after_...`, `self_critical_after_...` and `max_grad_value`, or train without FSDP."
-        )
     if not is_sharded:  # which takes weights in their usual layout alone
         model.get_encoder().cnn.to(memory_format=torch.channels_last)  # what convolutions are fastest with
     if args.gradient_checkpointing:

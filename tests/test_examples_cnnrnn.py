@@ -15,6 +15,8 @@ from types import SimpleNamespace
 import datasets
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from datasets import load_from_disk
 from example_scripts import command, run
 from PIL import Image
@@ -385,6 +387,23 @@ def test_pushing_without_a_token_is_refused_before_the_training(pictures, tmp_pa
     with pytest.raises(SystemExit, match="needs a token"):
         run("train_captioner", dataset_name=pictures, output_dir=tmp_path, push_to_hub=True, **TINY)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("version", "options", "sentence"),
+    [
+        (1, {}, "--fsdp_version 2"),
+        (2, {"unfreeze_encoder_after_epochs": 1}, "FSDP can only train in one stage"),
+        (2, {"self_critical_after_steps": 1}, "FSDP can only train in one stage"),
+        (2, {"max_grad_value": 1.0}, "clip gradients by their norm"),
+    ],
+)
+def test_what_fsdp_cannot_do_is_said_before_anything_is_read(version, options, sentence, tmp_path, monkeypatch):
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
+    monkeypatch.setattr(Accelerator, "is_fsdp2", version == 2)
+    with pytest.raises(SystemExit, match=sentence):
+        run("train_captioner", dataset_name=tmp_path / "nothing", output_dir=tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_was_trained_is_pushed(pictures, tmp_path, monkeypatch):
