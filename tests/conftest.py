@@ -125,6 +125,12 @@ def pixel_values() -> torch.Tensor:
 
 
 @pytest.fixture
+def regions(pixel_values) -> torch.Tensor:
+    """What the decoder looks at: sixteen regions of each of three images."""
+    return torch.randn(len(pixel_values), 16, 12, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
 def labels() -> torch.Tensor:
     """A caption of each image, of different lengths: one end token each, then padding."""
     return torch.tensor([[4, 9, 13, 7, 2], [5, 11, 2, 0, 0], [19, 2, 0, 0, 0]])
