@@ -421,6 +421,15 @@ def checkpoint_activations(model: CnnRnnForConditionalGeneration, *args):
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)(*args)
 
 
+def count_runs(model: CnnRnnForConditionalGeneration) -> list[int]:
+    """A list that grows by one each time the first block of the CNN is run."""
+    block = next(m for m in model.get_encoder().cnn.modules() if isinstance(m, nn.ModuleList))[0]
+    convolution = next(m for m in block.modules() if isinstance(m, nn.Conv2d))
+    runs: list[int] = []
+    convolution.register_forward_hook(lambda *_: runs.append(1))
+    return runs
+
+
 @pytest.mark.parametrize("reentrant", [False, True], ids=["non_reentrant", "reentrant"])
 @pytest.mark.parametrize("cnn", ["resnet", "convnext", "efficientnet", "mobilenet_v2", "bit"])
 def test_gradient_checkpointing_changes_only_the_memory(make_model, pixel_values, labels, cnn, reentrant):
@@ -428,10 +437,7 @@ def test_gradient_checkpointing_changes_only_the_memory(make_model, pixel_values
         model = make_model(encoder=TINY_CNNS[cnn].to_dict()).train()
         if checkpointing:
             checkpoint_activations(model, {"use_reentrant": reentrant})
-        block = next(m for m in model.get_encoder().cnn.modules() if isinstance(m, nn.ModuleList))[0]
-        convolution = next(m for m in block.modules() if isinstance(m, nn.Conv2d))
-        runs = []
-        convolution.register_forward_hook(lambda *_: runs.append(1))
+        runs = count_runs(model)
         set_seed(0)  # some CNNs drop whole paths
         loss = model(pixel_values, labels=labels).loss
         loss.backward()
@@ -449,9 +455,7 @@ def test_gradient_checkpointing_can_be_switched_off(tiny_model, pixel_values, la
     checkpoint_activations(tiny_model.train())
     with warnings.catch_warnings(action="ignore", category=FutureWarning):
         tiny_model.gradient_checkpointing_disable()
-    runs = []
-    convolution = tiny_model.get_encoder().cnn.encoder.stages[0].layers[0].layer[0].convolution
-    convolution.register_forward_hook(lambda *_: runs.append(1))
+    runs = count_runs(tiny_model)
     tiny_model(pixel_values, labels=labels).loss.backward()
     assert len(runs) == 1
 
@@ -468,9 +472,7 @@ def test_gradient_checkpointing_leaves_the_cnn_as_it_was(tiny_model, pixel_value
 def test_gradient_checkpointing_of_a_frozen_cnn_computes_it_once(tiny_model, pixel_values, labels):
     checkpoint_activations(tiny_model.train())
     tiny_model.freeze_encoder()
-    runs = []
-    convolution = tiny_model.get_encoder().cnn.encoder.stages[0].layers[0].layer[0].convolution
-    convolution.register_forward_hook(lambda *_: runs.append(1))
+    runs = count_runs(tiny_model)
     tiny_model(pixel_values, labels=labels).loss.backward()
     assert len(runs) == 1
 
@@ -478,8 +480,6 @@ def test_gradient_checkpointing_of_a_frozen_cnn_computes_it_once(tiny_model, pix
 def test_gradient_checkpointing_goes_by_its_old_name_too(tiny_model, pixel_values, labels):
     with warnings.catch_warnings(action="ignore", category=FutureWarning):
         tiny_model.train().gradient_checkpointing_enable()
-    runs = []
-    convolution = tiny_model.get_encoder().cnn.encoder.stages[0].layers[0].layer[0].convolution
-    convolution.register_forward_hook(lambda *_: runs.append(1))
+    runs = count_runs(tiny_model)
     tiny_model(pixel_values, labels=labels).loss.backward()
     assert len(runs) == 2
