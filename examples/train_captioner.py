@@ -320,17 +320,8 @@ def main():
             size = data_args.image_size or 64
             processor = CnnRnnProcessor.from_image_size(size, tokenizer)
             encoder = json.loads(model_args.encoder_config) if model_args.encoder_config else SMALL_CNN
-            model = CnnRnnForConditionalGeneration(
-                CnnRnnConfig(
-                    encoder=AutoConfig.for_model(**encoder),
-                    vocab_size=len(tokenizer),
-                    pad_token_id=tokenizer.pad_token_id,
-                    bos_token_id=tokenizer.bos_token_id,
-                    eos_token_id=tokenizer.eos_token_id,
-                    unk_token_id=tokenizer.unk_token_id,
-                    **decoder_options,
-                )
-            )
+            config = CnnRnnConfig.from_tokenizer(tokenizer, encoder=AutoConfig.for_model(**encoder), **decoder_options)
+            model = CnnRnnForConditionalGeneration(config)
     model.generation_config.max_length = args.max_length
     starts_frozen = model_args.freeze_encoder
     if starts_frozen is None:

@@ -114,10 +114,10 @@ def main():
         model.freeze_encoder()
     else:
         processor = CnnRnnProcessor.from_image_size(data_args.image_size, tokenizer)
-        tokens = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos", "unk")}
-        encoder = AutoConfig.for_model("resnet", **SMALL_CNN)
-        config = CnnRnnConfig(encoder=encoder, vocab_size=len(tokenizer), **tokens, **options)
-        model = CnnRnnForConditionalGeneration(config)
+        encoder_config = AutoConfig.for_model("resnet", **SMALL_CNN)
+        model = CnnRnnForConditionalGeneration(
+            CnnRnnConfig.from_tokenizer(tokenizer, encoder=encoder_config, **options)
+        )
 
     # 3. Learn; the loss of an evaluation is that of one caption of each image, its scores are those of all references
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:

@@ -112,6 +112,16 @@ class CnnRnnConfig(PreTrainedConfig):
         if self.decoder_start_token_id is None:
             self.decoder_start_token_id = self.bos_token_id
 
+    @classmethod
+    def from_tokenizer(cls, tokenizer, **kwargs) -> "CnnRnnConfig":
+        """
+        Args:
+            tokenizer: sets the size of the vocabulary and the ids of the special tokens.
+            kwargs: other fields, or these.
+        """
+        names = ("pad_token_id", "bos_token_id", "eos_token_id", "unk_token_id")
+        return cls(**{"vocab_size": len(tokenizer)} | {name: getattr(tokenizer, name) for name in names} | kwargs)
+
     def validate_architecture(self):
         """Check what spans several fields; run by `@strict` when the configuration is made."""
         for name in ("vocab_size", "hidden_size", "embedding_size", "num_hidden_layers", "attention_size"):

@@ -394,14 +394,12 @@ class CnnRnnForConditionalGeneration(CnnRnnPreTrainedModel, GenerationMixin):
             ValueError: the checkpoint is not a CNN.
         """
         encoder_kwargs = {"dtype": torch.float32, **(encoder_kwargs or {})}
-        if tokenizer is not None:
-            tokens = ("pad_token_id", "bos_token_id", "eos_token_id", "unk_token_id")
-            decoder_kwargs = (
-                {"vocab_size": len(tokenizer)} | {t: getattr(tokenizer, t) for t in tokens} | decoder_kwargs
-            )
         loading_kwargs = {key: value for key, value in encoder_kwargs.items() if key != "dtype"}
-        encoder_config = AutoConfig.from_pretrained(pretrained_model_name_or_path, **loading_kwargs)
-        model = cls(CnnRnnConfig(encoder=encoder_config, **decoder_kwargs))
+        decoder_kwargs["encoder"] = AutoConfig.from_pretrained(pretrained_model_name_or_path, **loading_kwargs)
+        if tokenizer is None:
+            model = cls(CnnRnnConfig(**decoder_kwargs))
+        else:
+            model = cls(CnnRnnConfig.from_tokenizer(tokenizer, **decoder_kwargs))
         encoder = model.model.encoder
         encoder.cnn = AutoModel.from_pretrained(pretrained_model_name_or_path, **encoder_kwargs)
         align_weights(encoder.cnn)
