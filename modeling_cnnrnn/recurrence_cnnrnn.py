@@ -94,11 +94,12 @@ class CnnRnnAttention(nn.Module):
             The context `(N, embedding_size)` and the attention weights `(N, num_regions)`.
         """
         num_images = regions.shape[0]
+        # the largest tensor of a step, (N, R, A), is made once and changed in place
         if rows is None:
-            compared = (query.unflatten(0, (num_images, -1))[:, :, None] + keys[:, None]).flatten(0, 1)  # (N, R, A)
+            compared = (query.unflatten(0, (num_images, -1))[:, :, None] + keys[:, None]).flatten(0, 1)
         else:
-            compared = keys[rows.div(captions_per_image, rounding_mode="floor")] + query[:, None]
-        scores = self.score(torch.tanh(compared)).squeeze(-1)  # (N, R)
+            compared = keys.index_select(0, rows.div(captions_per_image, rounding_mode="floor")).add_(query[:, None])
+        scores = self.score(compared.tanh_()).squeeze(-1)  # (N, R)
         # the exponentials of bfloat16 and float16 are taken in float32
         dtype = torch.promote_types(scores.dtype, torch.float32)
         weights = scores.softmax(dim=-1, dtype=dtype).to(regions.dtype)
