@@ -27,7 +27,7 @@ from transformers.utils import can_return_tuple
 
 from .configuration_cnnrnn import CnnRnnConfig
 from .encoder_cnnrnn import CnnRnnEncoder, CnnRnnPreTrainedModel, align_weights
-from .recurrence_cnnrnn import RNN_CLASSES, CnnRnnAttention, CnnRnnCache, StepLinear, rnn_step
+from .recurrence_cnnrnn import RNN_CLASSES, CnnRnnAttention, CnnRnnCache, StepLinear, cross_entropy_, rnn_step
 
 
 if TYPE_CHECKING:  # `save_pretrained` copies to the Hub each file that this one imports, and finds them by reading
@@ -599,16 +599,19 @@ class CnnRnnForConditionalGeneration(CnnRnnPreTrainedModel, GenerationMixin):
         if isinstance(num_items, torch.Tensor):
             num_items = num_items.to(token_logits.device)
         token_logits = token_logits.to(torch.promote_types(token_logits.dtype, torch.float32))
+        smoothing = self.config.label_smoothing if self.training and caption_weights is None else 0.0
+        if logits is None and not torch.compiler.is_compiling():  # a compiler merges the steps itself
+            losses = cross_entropy_(token_logits, targets, smoothing)
+        else:
+            losses = F.cross_entropy(token_logits, targets, reduction="none", label_smoothing=smoothing)
         if caption_weights is not None:
             if caption_weights.numel() != len(labels):
                 raise ValueError(
                     f"`caption_weights` has shape {tuple(caption_weights.shape)} for {len(labels)} captions in `labels`: "
                     "pass one weight per caption."
                 )
-            token_weights = caption_weights.flatten()[:, None].expand_as(labels)[is_token].to(token_logits.dtype)
-            return F.cross_entropy(token_logits, targets, reduction="none") @ token_weights / num_items
-        smoothing = self.config.label_smoothing if self.training else 0.0
-        loss = F.cross_entropy(token_logits, targets, reduction="sum", label_smoothing=smoothing) / num_items
+            return losses @ caption_weights.flatten()[:, None].expand_as(labels)[is_token].to(losses.dtype) / num_items
+        loss = losses.sum() / num_items
         if attentions is not None:
             # over its caption each region is to be looked at once in all; captions count by their words, as above
             looked_at = (attentions.to(loss.dtype) * is_token[..., None]).sum(dim=1)  # (N, num_regions)

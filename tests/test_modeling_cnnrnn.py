@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from modeling_cnnrnn import CnnRnnConfig, CnnRnnForConditionalGeneration, CnnRnnModel
-from modeling_cnnrnn.recurrence_cnnrnn import RNN_CLASSES, CnnRnnAttention, rnn_step
+from modeling_cnnrnn.recurrence_cnnrnn import RNN_CLASSES, CnnRnnAttention, cross_entropy_, rnn_step
 
 
 # --- The equations ---------------------------------------------------------------------------------------------------
@@ -136,6 +136,17 @@ def randomize_biases(module: nn.Module):
     if isinstance(module, nn.RNNBase):
         nn.init.normal_(module.bias_ih_l0)
         nn.init.normal_(module.bias_hh_l0)
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_cross_entropy_in_place_is_that_of_torch(label_smoothing):
+    logits = torch.randn(6, 9, dtype=torch.float64, requires_grad=True)
+    targets, weights = torch.randint(9, (6,)), torch.randn(6, dtype=torch.float64)
+    expected = F.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing)
+    losses = cross_entropy_(logits * 1, targets, label_smoothing)
+    assert_close(losses, expected, rtol=1e-12, atol=1e-12)
+    gradients = (torch.autograd.grad(loss @ weights, logits)[0] for loss in (losses, expected))
+    assert_close(*gradients, rtol=1e-12, atol=1e-12)
 
 
 @torch.no_grad()
