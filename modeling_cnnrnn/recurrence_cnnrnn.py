@@ -214,7 +214,7 @@ def cross_entropy_(logits: torch.Tensor, targets: torch.Tensor, label_smoothing:
     """
     `F.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing)` that overwrites the logits.
 
-    They become probabilities, and these their gradient, where autograd keeps three more tensors of that size.
+    They become probabilities, and these their gradient: one more tensor of that size is made, backward, and not three.
 
     Args:
         logits: `(num_tokens, vocab_size)`, which nobody needs any more.
