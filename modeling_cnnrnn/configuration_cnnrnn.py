@@ -115,9 +115,14 @@ class CnnRnnConfig(PreTrainedConfig):
     @classmethod
     def from_tokenizer(cls, tokenizer, **kwargs) -> "CnnRnnConfig":
         """
+        The configuration of a captioner that writes the words of a tokenizer.
+
         Args:
-            tokenizer: sets the size of the vocabulary and the ids of the special tokens.
-            kwargs: other fields, or these.
+            tokenizer: sets `vocab_size` and the ids of the special tokens.
+            kwargs: the other fields; one that the tokenizer sets wins over it.
+
+        Raises:
+            StrictDataclassFieldValidationError, StrictDataclassClassValidationError: as the class.
         """
         names = ("pad_token_id", "bos_token_id", "eos_token_id", "unk_token_id")
         return cls(**{"vocab_size": len(tokenizer)} | {name: getattr(tokenizer, name) for name in names} | kwargs)

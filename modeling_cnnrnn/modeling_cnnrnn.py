@@ -395,11 +395,11 @@ class CnnRnnForConditionalGeneration(CnnRnnPreTrainedModel, GenerationMixin):
         """
         encoder_kwargs = {"dtype": torch.float32, **(encoder_kwargs or {})}
         loading_kwargs = {key: value for key, value in encoder_kwargs.items() if key != "dtype"}
-        decoder_kwargs["encoder"] = AutoConfig.from_pretrained(pretrained_model_name_or_path, **loading_kwargs)
+        encoder_config = AutoConfig.from_pretrained(pretrained_model_name_or_path, **loading_kwargs)
         if tokenizer is None:
-            model = cls(CnnRnnConfig(**decoder_kwargs))
+            model = cls(CnnRnnConfig(encoder=encoder_config, **decoder_kwargs))
         else:
-            model = cls(CnnRnnConfig.from_tokenizer(tokenizer, **decoder_kwargs))
+            model = cls(CnnRnnConfig.from_tokenizer(tokenizer, encoder=encoder_config, **decoder_kwargs))
         encoder = model.model.encoder
         encoder.cnn = AutoModel.from_pretrained(pretrained_model_name_or_path, **encoder_kwargs)
         align_weights(encoder.cnn)

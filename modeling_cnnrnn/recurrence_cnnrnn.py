@@ -219,6 +219,9 @@ def cross_entropy_(logits: torch.Tensor, targets: torch.Tensor, label_smoothing:
     Args:
         logits: `(num_tokens, vocab_size)`, which nobody needs any more.
         targets: `(num_tokens,)`.
+
+    Returns:
+        The loss of each token in nats, `(num_tokens,)`.
     """
     return _CrossEntropy.apply(logits, targets[:, None], label_smoothing)
 
