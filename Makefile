@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CONSTRAINTS ?= constraints.txt
 OUTPUT ?= outputs/shapes
-SOURCES := modeling_cnnrnn hub_card examples tests
+SOURCES := modeling_cnnrnn examples tests
 # the tests and the demo need no network; tokenizers' threads and forked workers do not go together
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
@@ -22,12 +22,12 @@ $(VENV)/.%: pyproject.toml $(CONSTRAINTS)
 	touch $@
 
 demo: $(VENV)/.train  ## Learn to describe drawn pictures from scratch, in minutes: model, scores and a page of pictures
-	$(BIN)/python examples/train_captioner.py examples/shapes.json --output_dir $(OUTPUT)
+	$(BIN)/python examples/train_captioner.py examples/recipes/shapes.json --output_dir $(OUTPUT)
 	$(BIN)/python examples/evaluate_captioner.py --model_name_or_path $(OUTPUT) --dataset_name shapes --split test \
 		--num_beams 1 3 --output_dir $(OUTPUT)/evaluation
 
 test: install  ## The tests, in a few minutes
-	$(BIN)/python -m pytest -m "not slow and not java and not browser"
+	$(BIN)/python -m pytest -n auto
 
 test-oldest: .venv-oldest/constraints.txt  ## The same tests with the oldest versions that pyproject.toml allows
 	$(MAKE) test VENV=$(<D) CONSTRAINTS=$<
@@ -52,13 +52,13 @@ test-space: install  ## The Space's page in Chromium
 
 benchmark-metrics: install  ## Speed of the metrics beside pycocoevalcap's
 	$(BIN)/pip install --quiet -c $(CONSTRAINTS) -e '.[java]'
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python examples/benchmark_metrics.py
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python examples/benchmarks/benchmark_metrics.py
 
 benchmark-training: install  ## Speed of a training step, and of what feeds it, beside the plain ways
-	OMP_NUM_THREADS=1 $(BIN)/python examples/benchmark_training.py
+	OMP_NUM_THREADS=1 $(BIN)/python examples/benchmarks/benchmark_training.py
 
 card: $(VENV)/.train  ## The model card that hub_card/README.md shows, from the demo
-	$(BIN)/python -m hub_card.model_card --model_name_or_path $(OUTPUT) --repo_id me/shapes-captioner \
+	$(BIN)/python -m modeling_cnnrnn.hub.model_card --model_name_or_path $(OUTPUT) --repo_id me/shapes-captioner \
 		--license apache-2.0 --output_dir hub_card
 
 quality: install  ## Check style and types

@@ -40,13 +40,13 @@ from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from modeling_cnnrnn import CnnRnnForConditionalGeneration, CnnRnnProcessor, ImageToTextPipeline
+from modeling_cnnrnn.cli.arguments import parse_arguments
+from modeling_cnnrnn.cli.errors import user_errors
+from modeling_cnnrnn.data.batching import load_stored_image
 from modeling_cnnrnn.data.columns import CaptionColumns, listed
 from modeling_cnnrnn.data.sources import ImageFiles, local_folder, read_splits, split_names
-from modeling_cnnrnn.training.arguments import parse_arguments
-from modeling_cnnrnn.training.batching import load_stored_image
-from modeling_cnnrnn.training.checkpoints import write_json
-from modeling_cnnrnn.training.errors import user_errors
-from modeling_cnnrnn.training.provenance import provenance
+from modeling_cnnrnn.evaluation.provenance import provenance
+from modeling_cnnrnn.files import write_json
 
 
 logger = logging.getLogger("caption_dataset")

@@ -20,8 +20,8 @@ from tqdm.auto import tqdm
 from transformers import set_seed
 
 from modeling_cnnrnn import CnnRnnForConditionalGeneration, CnnRnnProcessor, load_rgb
-from modeling_cnnrnn.training.arguments import parse_arguments
-from modeling_cnnrnn.training.errors import user_errors
+from modeling_cnnrnn.cli.arguments import parse_arguments
+from modeling_cnnrnn.cli.errors import user_errors
 
 
 FORMATS = (".csv", ".jsonl", ".parquet")

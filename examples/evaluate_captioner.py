@@ -24,16 +24,16 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from modeling_cnnrnn import CnnRnnForConditionalGeneration, CnnRnnProcessor
+from modeling_cnnrnn.cli.arguments import parse_arguments
+from modeling_cnnrnn.cli.errors import user_errors
+from modeling_cnnrnn.data.batching import CaptionDataset, load_stored_image
 from modeling_cnnrnn.data.loading import load_caption_dataset
-from modeling_cnnrnn.data.shapes_meaning import Meaning, parse_caption
-from modeling_cnnrnn.training.arguments import parse_arguments
-from modeling_cnnrnn.training.batching import CaptionDataset, load_stored_image
-from modeling_cnnrnn.training.checkpoints import whole_folder, write_json
-from modeling_cnnrnn.training.errors import user_errors
-from modeling_cnnrnn.training.evaluation import GeneratedCaption, evaluation_loss, generate_captions, score_captions
+from modeling_cnnrnn.data.shapes.language import Meaning, parse_caption
+from modeling_cnnrnn.evaluation.captions import GeneratedCaption, evaluation_loss, generate_captions, score_captions
+from modeling_cnnrnn.evaluation.gallery import GalleryRow, write_gallery
+from modeling_cnnrnn.evaluation.provenance import provenance
+from modeling_cnnrnn.files import whole_folder, write_json
 from modeling_cnnrnn.training.features import compute_image_features
-from modeling_cnnrnn.training.gallery import GalleryRow, write_gallery
-from modeling_cnnrnn.training.provenance import provenance
 
 
 logger = logging.getLogger("evaluate_captioner")

@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass, field
 
 import transformers
 
-from modeling_cnnrnn.training.arguments import parse_arguments
-from modeling_cnnrnn.training.errors import user_errors
-from modeling_cnnrnn.training.pushing import push_captioner
+from modeling_cnnrnn.cli.arguments import parse_arguments
+from modeling_cnnrnn.cli.errors import user_errors
+from modeling_cnnrnn.hub.push import push_captioner
 
 
 @dataclass

@@ -17,11 +17,11 @@ from transformers import AutoConfig, EvalPrediction, Seq2SeqTrainer, Seq2SeqTrai
 from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_cnnrnn import CnnRnnConfig, CnnRnnForConditionalGeneration, CnnRnnProcessor, build_tokenizer
+from modeling_cnnrnn.cli.arguments import parse_arguments
+from modeling_cnnrnn.cli.errors import user_errors
+from modeling_cnnrnn.data.batching import CaptionDataset, collate_captions
 from modeling_cnnrnn.data.loading import check_images, load_caption_dataset, split_dataset
 from modeling_cnnrnn.metrics import caption_metrics
-from modeling_cnnrnn.training.arguments import parse_arguments
-from modeling_cnnrnn.training.batching import CaptionDataset, collate_captions
-from modeling_cnnrnn.training.errors import user_errors
 
 
 logger = logging.getLogger("train_seq2seq_trainer")

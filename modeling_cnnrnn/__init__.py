@@ -3,12 +3,12 @@
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .configuration_cnnrnn import CnnRnnConfig
-from .data.tokenizer import build_tokenizer
-from .modeling_cnnrnn import CnnRnnForConditionalGeneration, CnnRnnModel, CnnRnnPreTrainedModel
-from .pipeline_cnnrnn import ImageToTextPipeline, pipeline
-from .processing_cnnrnn import CnnRnnProcessor, load_rgb
-from .recurrence_cnnrnn import CnnRnnCache
+from .models.configuration_cnnrnn import CnnRnnConfig
+from .models.modeling_cnnrnn import CnnRnnForConditionalGeneration, CnnRnnModel, CnnRnnPreTrainedModel
+from .models.pipeline_cnnrnn import ImageToTextPipeline, pipeline
+from .models.processing_cnnrnn import CnnRnnProcessor, load_rgb
+from .models.recurrence_cnnrnn import CnnRnnCache
+from .models.tokenization_cnnrnn import build_tokenizer
 
 
 __version__ = "0.1.0"

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import datasets
 import pytest
 import torch
+from support.tiny_models import ATTENTION_TYPES, CAPTIONS, IMAGE_INJECTIONS, RNN_TYPES
 from transformers import BitImageProcessorPil, PretrainedConfig, PreTrainedTokenizerBase, ResNetConfig, set_seed
 
 from modeling_cnnrnn import (
@@ -19,19 +20,7 @@ from modeling_cnnrnn import (
     ImageToTextPipeline,
     build_tokenizer,
 )
-from modeling_cnnrnn.data.shapes import build_shapes
-
-
-# the sixteen words of the tiny vocabulary, twenty tokens with the special ones
-CAPTIONS = [
-    "a dog jumps over a green triangle left of two blue circles",
-    "a red circle above a blue square",
-    "a square below a triangle",
-]
-
-RNN_TYPES = ["lstm", "gru", "rnn_tanh", "rnn_relu"]
-ATTENTION_TYPES = ["none", "additive"]
-IMAGE_INJECTIONS = ["first_token", "initial_state", "bias_first_step", "bias_every_step"]
+from modeling_cnnrnn.data.shapes.drawing import build_shapes
 
 
 def _decoders() -> list[dict]:

@@ -19,9 +19,9 @@ import fsspec
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from PIL import Image
 
-from modeling_cnnrnn.data.columns import CaptionColumns, listed
-from modeling_cnnrnn.data.sources import ImageFiles, Rows, local_folder, read_splits, split_names
-from modeling_cnnrnn.processing_cnnrnn import load_rgb
+from ..models.processing_cnnrnn import load_rgb
+from .columns import CaptionColumns, listed
+from .sources import ImageFiles, Rows, local_folder, read_splits, split_names
 
 
 logger = logging.getLogger(__name__)

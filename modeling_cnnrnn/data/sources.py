@@ -62,13 +62,13 @@ def read_splits(
 
 def _draw_shapes(cache_dir: str | None) -> DatasetDict:
     """The drawn pictures, from the cache if the code that draws them is the same as when they were drawn."""
-    from modeling_cnnrnn.data import shapes, shapes_meaning
+    from .shapes import drawing, language
 
-    code = b"".join(Path(str(module.__file__)).read_bytes() for module in (shapes, shapes_meaning))
+    code = b"".join(Path(str(module.__file__)).read_bytes() for module in (drawing, language))
     folder = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / f"shapes-{hashlib.sha256(code).hexdigest()[:16]}"
     if not folder.exists():
         partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-        shapes.build_shapes(num_proc=os.cpu_count() or 1).save_to_disk(partial)
+        drawing.build_shapes(num_proc=os.cpu_count() or 1).save_to_disk(partial)
         try:
             partial.rename(folder)
         except OSError:  # another process was faster

@@ -12,8 +12,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from modeling_cnnrnn.metrics.diversity import caption_health
-from modeling_cnnrnn.metrics.scores import METRICS, CaptionScores, caption_metrics, group_by_image
+from .diversity import caption_health
+from .scores import METRICS, CaptionScores, caption_metrics, group_by_image
 
 
 def parse_args() -> argparse.Namespace:

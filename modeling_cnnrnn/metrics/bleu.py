@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from modeling_cnnrnn.metrics.ngrams import MAX_N, PairedCaptions
+from .ngrams import MAX_N, PairedCaptions
 
 
 def bleu(captions: PairedCaptions) -> tuple[list[float], np.ndarray]:

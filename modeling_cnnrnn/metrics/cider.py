@@ -15,7 +15,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from modeling_cnnrnn.metrics.ngrams import (
+from .ngrams import (
     MAX_N,
     Caption,
     EncodedCaptions,

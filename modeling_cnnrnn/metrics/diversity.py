@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from modeling_cnnrnn.metrics.ngrams import count_ngrams, encode
-from modeling_cnnrnn.metrics.tokenizer import ptb_tokenize
+from .ngrams import count_ngrams, encode
+from .ptb_tokenizer import ptb_tokenize
 
 
 # A caption that ends in one of these breaks off: "a man with a". Words that can end a sentence ("on", "by") are not here.

@@ -7,12 +7,12 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from modeling_cnnrnn.metrics.bleu import bleu
-from modeling_cnnrnn.metrics.cider import cider
-from modeling_cnnrnn.metrics.java import NotComputedError, meteor, spice
-from modeling_cnnrnn.metrics.ngrams import PairedCaptions
-from modeling_cnnrnn.metrics.rouge import rouge_l
-from modeling_cnnrnn.metrics.tokenizer import ptb_tokenize
+from .bleu import bleu
+from .cider import cider
+from .java import NotComputedError, meteor, spice
+from .ngrams import PairedCaptions
+from .ptb_tokenizer import ptb_tokenize
+from .rouge import rouge_l
 
 
 METRICS = ("bleu", "rouge", "cider", "meteor", "spice")

@@ -22,10 +22,10 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..modeling_cnnrnn import CnnRnnForConditionalGeneration
-from ..processing_cnnrnn import CnnRnnProcessor
-from .batching import RandomResizedCrop, load_stored_image
-from .checkpoints import write_json
+from ..data.batching import RandomResizedCrop, load_stored_image
+from ..files import write_json
+from ..models.modeling_cnnrnn import CnnRnnForConditionalGeneration
+from ..models.processing_cnnrnn import CnnRnnProcessor
 
 
 def compute_image_features(

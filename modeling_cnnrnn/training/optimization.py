@@ -11,8 +11,8 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_scheduler
 
-from ..modeling_cnnrnn import CnnRnnForConditionalGeneration
-from .batching import IGNORED
+from ..data.batching import IGNORED
+from ..models.modeling_cnnrnn import CnnRnnForConditionalGeneration
 from .sharding import copy_from_whole_, in_one_piece, own_parts
 
 

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from ..data.batching import IGNORED
 from ..metrics import CiderD, DocumentFrequency, cut_after_eos
 from ..metrics.bleu import bleu
 from ..metrics.diversity import UNFINISHED_ENDINGS
 from ..metrics.ngrams import PairedCaptions, encode
-from ..modeling_cnnrnn import CnnRnnForConditionalGeneration
-from ..recurrence_cnnrnn import CnnRnnCache
-from .batching import IGNORED
+from ..models.modeling_cnnrnn import CnnRnnForConditionalGeneration
+from ..models.recurrence_cnnrnn import CnnRnnCache
 
 
 class SelfCritical:

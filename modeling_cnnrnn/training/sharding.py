@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from ..modeling_cnnrnn import CnnRnnForConditionalGeneration
+from ..models.modeling_cnnrnn import CnnRnnForConditionalGeneration
 
 
 if torch.distributed.is_available():

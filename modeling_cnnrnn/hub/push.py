@@ -1,0 +1,226 @@
+"""A captioner's whole repository: made in a folder, tried, and sent to the Hub in one commit."""
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
+
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import httpx, validate_repo_id
+
+from ..files import write_json
+from ..models.modeling_cnnrnn import CnnRnnForConditionalGeneration
+from ..models.processing_cnnrnn import CnnRnnProcessor
+from .model_card import write_model_card
+from .redaction import Redaction
+from .remote_code import AUTO_MAP, CUSTOM_PIPELINES, check_repository
+
+
+Result = TypeVar("Result")
+
+# pushed beside model, processor and card
+RESULTS = ("training_results.json", "evaluation/eval_results.json")
+CARD_SOURCES = ("training_results.json", "training_curves.png", "emissions.csv", "evaluation")
+# of an earlier push, these would be loaded together with, or in place of, what is pushed now
+STALE = re.compile(r"model.*\.safetensors(\.index\.json)?|\w+_cnnrnn\.py")
+MAX_RETRIES = 4
+
+
+def push_captioner(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    commit_message: str = "Upload captioner",
+    max_shard_size: str = "5GB",
+    card: Mapping[str, Any] | None = None,
+) -> CommitInfo:
+    """
+    Push a captioner with all that others need to use and to judge it.
+
+    All files arrive in one commit or not at all. What was sent before a connection broke is not sent again by the next
+    call, nor are files that have not changed.
+
+    Args:
+        folder: what a training wrote, with an `evaluation` folder in it if there is one.
+        repo_id: `"user/name"`; the repository is made if there is none.
+        private: whether a repository that is made here is private. With `True`, one that is public is refused.
+        revision: a branch, made from `main` if there is none; by default `main`.
+        token: by default that of `hf auth login` or `HF_TOKEN`. It is written nowhere.
+        commit_message: the message of the commit.
+        max_shard_size: weights larger than this come in several files.
+        card: options of `write_model_card`, such as the licence.
+
+    Returns:
+        The commit; its `commit_url` is where it can be looked at.
+
+    Raises:
+        ValueError: `repo_id` is not the name of a repository, or `folder` holds no captioner that loads.
+        OSError: the Hub cannot be reached, or does not take the files (`PermissionError`: from this token).
+    """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"`repo_id` is '{repo_id}': pass 'user/name' ({error})") from error
+    token = token or get_token()
+    if token is None:
+        raise PermissionError("There is no token: run `hf auth login`, set HF_TOKEN, or pass `token`.")
+    api = HfApi(token=token)
+    user = _ask(api.whoami, repo_id)["name"]
+    repo_id = repo_id if "/" in repo_id else f"{user}/{repo_id}"
+    with TemporaryDirectory() as temporary:
+        staged = Path(temporary)
+        stage_captioner(folder, staged, repo_id, max_shard_size=max_shard_size, card=card)
+        for name in _files(staged):
+            if token.encode() in (staged / name).read_bytes():
+                raise ValueError(f"{name} holds your token, and nothing is pushed: take it out of '{folder}'.")
+        _ask(lambda: api.create_repo(repo_id, private=private, exist_ok=True), repo_id)
+        if private and not _ask(lambda: api.repo_info(repo_id), repo_id).private:
+            raise ValueError(
+                f"`private` is True, but '{repo_id}' is public: make it private in its settings, or push elsewhere."
+            )
+        if revision is not None and revision != constants.DEFAULT_REVISION:
+            _ask(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True), repo_id)
+        return _ask(lambda: _commit(api, staged, repo_id, revision, commit_message), repo_id)
+
+
+def stage_captioner(
+    folder: str | Path,
+    staged: str | Path,
+    repo_id: str | None = None,
+    *,
+    max_shard_size: str = "5GB",
+    card: Mapping[str, Any] | None = None,
+) -> None:
+    """
+    Make the repository of a captioner in a folder, and try it.
+
+    Args:
+        folder: what a training wrote.
+        staged: an empty folder.
+        repo_id: the name that the card calls it by.
+        max_shard_size: weights larger than this come in several files.
+        card: options of `write_model_card`.
+
+    Raises:
+        ValueError: `folder` holds no captioner, or the repository made of it does not load.
+    """
+    folder, staged = Path(folder), Path(staged)
+    model, processor = _load(folder)
+    model.config.auto_map = dict(AUTO_MAP)
+    model.config.custom_pipelines = CUSTOM_PIPELINES
+    model.save_pretrained(staged, max_shard_size=max_shard_size)
+    processor.save_pretrained(staged)
+    check_repository(staged, model, processor)
+
+    redaction = Redaction(folder, repo_id)  # of tokens and of where things lie on this machine
+    for name in RESULTS:
+        if (folder / name).is_file():
+            (staged / name).parent.mkdir(exist_ok=True)
+            write_json(staged / name, redaction.redact(json.loads((folder / name).read_text(encoding="utf-8"))))
+    with TemporaryDirectory() as described:  # the repository and what the card is made of
+        for path in (*staged.iterdir(), *(folder / name for name in CARD_SOURCES)):
+            target = Path(described) / path.name
+            if path.exists() and not target.exists() and path != staged / "evaluation":
+                target.symlink_to(path.resolve())
+        write_model_card(described, repo_id=repo_id, output_dir=staged, **(card or {}))
+
+
+def _load(folder: Path) -> tuple[CnnRnnForConditionalGeneration, CnnRnnProcessor]:
+    """The captioner in a folder, complete."""
+    remedy = "pass the folder that a training wrote."
+    try:
+        model_type = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"`folder` is '{folder}', which holds no captioner (no config.json of one): {remedy}"
+        ) from error
+    if model_type != "cnnrnn":
+        raise ValueError(f"`folder` is '{folder}', which holds a model of type '{model_type}', no captioner: {remedy}")
+    model, loaded = CnnRnnForConditionalGeneration.from_pretrained(
+        folder, output_loading_info=True, local_files_only=True
+    )
+    if loaded["missing_keys"]:
+        missing = ", ".join(sorted(loaded["missing_keys"])[:3])
+        raise ValueError(
+            f"`folder` is '{folder}', whose weights are not complete ({missing}, ... are missing): {remedy}"
+        )
+    processor = CnnRnnProcessor.from_pretrained(folder, local_files_only=True)
+    if len(processor.tokenizer) > model.config.vocab_size:
+        raise ValueError(
+            f"`folder` is '{folder}', whose tokenizer has {len(processor.tokenizer)} words and whose model has "
+            f"{model.config.vocab_size}: they are not of one captioner."
+        )
+    return model.eval(), processor
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """Paths of the files below a folder, with slashes, as in a repository."""
+    return (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def _commit(api: HfApi, staged: Path, repo_id: str, revision: str | None, message: str) -> CommitInfo:
+    """
+    Send large files, then the commit that they are part of. `upload_folder` may make several commits of one folder, and
+    the first of them would be loaded.
+    """
+    files = list(_files(staged))
+    stale = [name for name in api.list_repo_files(repo_id, revision=revision) if STALE.fullmatch(name)]
+    return api.create_commit(
+        repo_id,
+        [CommitOperationAdd(name, staged / name) for name in files]
+        + [CommitOperationDelete(name) for name in stale if name not in files],
+        commit_message=message,
+        revision=revision,
+    )
+
+
+def _ask(request: Callable[[], Result], repo_id: str) -> Result:
+    """
+    What the Hub answers; asked again where it is only busy or the connection broke.
+
+    huggingface_hub repeats the upload of files by itself, but neither a commit nor any other request. A commit may have
+    been made though its answer was lost: asked again, huggingface_hub finds no file that has changed.
+    """
+    for retry in range(MAX_RETRIES + 1):
+        try:
+            return request()
+        except (httpx.HTTPError, RuntimeError) as error:
+            # huggingface_hub wraps what happened while a file was sent
+            cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
+            response = getattr(cause, "response", None) if isinstance(cause, HfHubHTTPError) else None
+            # 400 is what the store of large files says of a file that arrived damaged
+            repeated = (408, 429, 500, 502, 503, 504) + ((400,) if cause is not error else ())
+            is_passing = (
+                isinstance(cause, httpx.TransportError) if response is None else response.status_code in repeated
+            )
+            if not is_passing or retry == MAX_RETRIES:
+                raise _explained(cause, response, repo_id) from error
+            wait = response.headers.get("Retry-After", "") if response is not None else ""
+            time.sleep(float(wait) if wait.isdecimal() else min(8, 2**retry))
+    raise AssertionError("the last try returns or raises")
+
+
+def _explained(error: BaseException, response, repo_id: str) -> Exception:
+    """One sentence for what the Hub or the way to it says."""
+    status = response.status_code if response is not None else None
+    if status == 401:
+        return PermissionError(
+            "The Hub does not know the token: make one at its settings page and run `hf auth login`."
+        )
+    if status == 403:
+        return PermissionError(
+            f"`repo_id` is '{repo_id}', where the token may not write: pass a token for writing, or another name."
+        )
+    reason = getattr(error, "server_message", None) or str(error).strip().partition("\n")[0] or type(error).__name__
+    status_text = f"{status}: " if status else ""
+    return OSError(
+        f"'{repo_id}' could not be pushed ({status_text}{reason}): nothing has changed there; try again, what was sent is "
+        "not sent twice."
+    )

@@ -1,0 +1,53 @@
+"""What makes a folder loadable by somebody without this package: the entries of config.json, and the proof."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from transformers import AutoModelForImageTextToText
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+from ..models.modeling_cnnrnn import CnnRnnForConditionalGeneration
+from ..models.pipeline_cnnrnn import ImageToTextPipeline
+from ..models.processing_cnnrnn import CnnRnnProcessor
+
+
+# what `from_pretrained` and `pipeline` of somebody without this package look up in config.json
+AUTO_MAP = {"AutoModel": "modeling_cnnrnn.CnnRnnModel"}  # the other classes enter themselves
+CUSTOM_PIPELINES = {
+    "image-to-text": {
+        "impl": "pipeline_cnnrnn.ImageToTextPipeline",
+        "pt": [AutoModelForImageTextToText.__name__],
+        "type": "multimodal",
+    }
+}
+
+
+def check_repository(staged: str | Path, model: CnnRnnForConditionalGeneration, processor: CnnRnnProcessor) -> None:
+    """
+    Load a repository as somebody does who has not installed this package: with the code that lies in it.
+
+    Args:
+        staged: the folder of the repository.
+        model: the captioner that it is made of, whose sentence the one that is loaded has to write.
+        processor: its processor.
+
+    Raises:
+        ValueError: it does not load, or writes another sentence.
+    """
+    picture = Image.linear_gradient("L")
+    expected = ImageToTextPipeline(model, processor=processor, device="cpu")(picture)
+    try:
+        config = json.loads((Path(staged) / "config.json").read_text(encoding="utf-8"))
+        names = [config["auto_map"][AutoModelForImageTextToText.__name__], "processing_cnnrnn.CnnRnnProcessor"]
+        names.append(config["custom_pipelines"]["image-to-text"]["impl"])
+        classes: list[Any] = [get_class_from_dynamic_module(name, str(staged)) for name in names]
+        model_class, processor_class, pipeline_class = classes
+        loaded = model_class.from_pretrained(staged)
+        pipe = pipeline_class(loaded, processor=processor_class.from_pretrained(staged), device="cpu")
+        written = pipe(picture)
+    except Exception as error:  # whatever it is, nobody could load it
+        raise ValueError(f"The repository made of the captioner does not load, and is not pushed: {error}") from error
+    if written != expected:
+        raise ValueError(f"The repository made of the captioner writes {written} and not {expected}: it is not pushed.")

@@ -1,0 +1,120 @@
+"""The base class of all models: initialization, freezing of the CNN, loading that refuses damaged files."""
+
+import hashlib
+import time
+from pathlib import Path
+
+import torch
+from huggingface_hub import constants
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+
+from .configuration_cnnrnn import CnnRnnConfig
+
+
+class CnnRnnPreTrainedModel(PreTrainedModel):
+    """Weights' initialisation, loading and saving, and the freezing of the CNN."""
+
+    config_class = CnnRnnConfig
+    base_model_prefix = "model"
+    main_input_name = "pixel_values"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["CnnRnnDecoder"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _is_stateful = True  # a recurrent state cannot be rolled back: no assisted generation
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, cache_dir=None, **kwargs):
+        """
+        As in transformers, but what is loaded computes what was saved to the last bit, also on a CPU.
+
+        Weights are asked for again while the Hub answers with a server error, and are refused if they arrive damaged.
+
+        Raises:
+            OSError: as in transformers; the Hub goes on answering with a server error; the weights arrived damaged.
+        """
+        name = str(pretrained_model_name_or_path)
+        cache = Path(cache_dir or constants.HF_HUB_CACHE, "models--" + name.replace("/", "--"))
+        before = _times_of_blobs(cache)
+        for wait in (1, 2, 4, None):
+            try:
+                loaded = super().from_pretrained(
+                    pretrained_model_name_or_path, *model_args, cache_dir=cache_dir, **kwargs
+                )
+                break
+            except OSError as error:
+                status = getattr(getattr(error.__cause__, "response", None), "status_code", 0)
+                if status < 500:
+                    raise
+                if wait is None:
+                    raise OSError(f"'{name}' cannot be loaded: the Hub answers {status}; try again later.") from error
+                time.sleep(wait)
+            finally:
+                _refuse_damaged(name, cache, before)
+        align_weights(loaded[0] if isinstance(loaded, tuple) else loaded)
+        return loaded
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(module, nn.RNNBase):  # the base method knows only nn.LSTM
+            for name, parameter in module.named_parameters():
+                if name.startswith("weight_ih"):
+                    init.xavier_uniform_(parameter)
+                elif name.startswith("weight_hh"):
+                    for gate in parameter.chunk(parameter.shape[0] // module.hidden_size):
+                        gate._is_hf_initialized = getattr(parameter, "_is_hf_initialized", False)
+                        init.orthogonal_(gate)
+                else:
+                    init.zeros_(parameter)
+            if isinstance(module, nn.LSTM) and not getattr(module.bias_ih_l0, "_is_hf_initialized", False):
+                # a forget gate that starts open lets the gradient reach the image through the whole sentence
+                init.ones_(module.bias_ih_l0[module.hidden_size : 2 * module.hidden_size])
+
+    def freeze_encoder(self):
+        """Keep the CNN as it is: no gradient, no dropout, and BatchNorm statistics that do not move."""
+        encoder = self.get_encoder()
+        encoder.cnn.requires_grad_(False)
+        encoder.train(encoder.training)
+
+    def unfreeze_encoder(self):
+        """Finetune the CNN, all but its BatchNorm layers: small batches of captions would ruin their statistics."""
+        encoder = self.get_encoder()
+        encoder.cnn.requires_grad_(True)
+        for module in encoder.cnn.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.requires_grad_(False)
+        encoder.train(encoder.training)
+
+
+def _times_of_blobs(cache: Path) -> dict[Path, int]:
+    """When each LFS file of a repository came into the cache, where its name is the SHA-256 that it has on the Hub."""
+    blobs = [path for path in (cache / "blobs").glob("*") if len(path.name) == 64 and path.exists()]
+    return {path: path.stat().st_mtime_ns for path in blobs}
+
+
+def _refuse_damaged(name: str, cache: Path, before: dict[Path, int]):
+    """huggingface_hub looks at the size alone of what it downloads: delete what has come since and is something else."""
+    damaged = []
+    for blob in dict(_times_of_blobs(cache).items() - before.items()):
+        with blob.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != blob.name:
+                damaged.append(blob.resolve())
+    links = [link for link in (cache / "snapshots").rglob("*") if link.resolve() in damaged]
+    for path in (*links, *damaged):
+        path.unlink(missing_ok=True)
+    if damaged:
+        files = ", ".join(sorted({link.name for link in links}))
+        raise OSError(f"'{name}' arrived damaged ({files}), and what arrived is deleted: load it once more.")
+
+
+def align_weights(model: nn.Module):
+    """A file's tensors lie at any address; matrix products on a CPU round otherwise there than where torch puts them."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if type(tensor.data) is torch.Tensor and tensor.device.type == "cpu" and tensor.data_ptr() % 64 != 0:
+            tensor.data = tensor.data.clone()
+
+
+__all__ = ["CnnRnnPreTrainedModel", "align_weights"]

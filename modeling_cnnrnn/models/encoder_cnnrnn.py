@@ -1,0 +1,194 @@
+"""
+The image encoder: a CNN, and the projection of its regions.
+
+    pixel_values (B, 3, H, W) -> CNN -> image_features (B, R, C) -> projection -> regions (B, R, E)
+"""
+
+import torch
+from torch import nn
+from transformers import AutoModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils import can_return_tuple
+
+from .base_cnnrnn import CnnRnnPreTrainedModel
+from .configuration_cnnrnn import CnnRnnConfig
+
+
+class CnnRnnEncoder(CnnRnnPreTrainedModel):
+    """A CNN and the projection of its regions into the space of the word embeddings."""
+
+    def __init__(self, config: CnnRnnConfig):
+        super().__init__(config)
+        self.cnn = AutoModel.from_config(config.encoder)
+        self.projection = nn.Linear(self._num_feature_channels(), config.embedding_size)
+        self.dropout = nn.Dropout(config.feature_dropout)
+        self.checkpoint = _Checkpoint()
+        self.post_init()
+
+    @torch.no_grad()
+    def _num_feature_channels(self) -> int:
+        """Channels of the CNN's feature map; raises a `ValueError` where there is none."""
+        kind = f"`encoder` (`model_type` '{self.config.encoder.model_type}')"
+        remedy = "pass a CNN such as ResNet, ConvNeXt, EfficientNet or MobileNet."
+        size = getattr(self.config.encoder, "image_size", None) or 64
+        height, width = (size, size) if isinstance(size, int) else size
+        parameter = next(self.cnn.parameters())
+        pixel_values = parameter.new_zeros(1, getattr(self.config.encoder, "num_channels", 3), height, width)
+        try:
+            features = self._feature_map(self.cnn.eval(), pixel_values)[0]
+        except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{kind} does not turn an image into a feature map ({error}): {remedy}") from error
+        finally:
+            self.cnn.train(self.training)
+        if features.ndim != 4:
+            raise ValueError(
+                f"{kind} returns features of shape {tuple(features.shape)} and not (batch, channels, height, width): "
+                + remedy
+            )
+        return features.shape[1]
+
+    def _feature_map(self, cnn: nn.Module, pixel_values: torch.Tensor, output_hidden_states: bool = False):
+        layer = self.config.vision_feature_layer
+        outputs = cnn(pixel_values, output_hidden_states=output_hidden_states or layer != -1, return_dict=True)
+        if layer == -1:
+            return outputs.last_hidden_state, outputs.hidden_states if output_hidden_states else None
+        if not -len(outputs.hidden_states) <= layer < len(outputs.hidden_states):
+            raise ValueError(
+                f"`vision_feature_layer` is {layer} but the CNN has {len(outputs.hidden_states)} hidden states."
+            )
+        return outputs.hidden_states[layer], outputs.hidden_states if output_hidden_states else None
+
+    def train(self, mode: bool = True):
+        """As in torch, but what has no gradient stays in evaluation: a frozen CNN, and each frozen BatchNorm."""
+        super().train(mode)
+        if not any(parameter.requires_grad for parameter in self.cnn.parameters()):
+            self.cnn.eval()
+        for module in self.cnn.modules():
+            is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+            if is_norm and not any(parameter.requires_grad for parameter in module.parameters()):
+                module.eval()
+        return self
+
+    def extract_image_features(
+        self, pixel_values: torch.Tensor, output_hidden_states: bool = False
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
+        """
+        What the CNN sees. With a frozen CNN this is worth storing: pass it as `image_features` later.
+
+        Args:
+            pixel_values: `(batch_size, num_channels, height, width)`, as the image processor returns them.
+
+        Returns:
+            The image features `(batch_size, num_regions, num_feature_channels)`, and the hidden states of the CNN.
+
+        Raises:
+            ValueError: an empty batch, another number of channels than the CNN takes, or pixels that are not finite.
+        """
+        self._check_pixel_values(pixel_values)
+        pixel_values = pixel_values.to(self.projection.weight.dtype)
+        is_learning = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.cnn.parameters())
+        if self.checkpoint.gradient_checkpointing and self.training and is_learning:
+            with _CheckpointedBlocks(self.cnn, self.checkpoint):
+                features, hidden_states = self._feature_map(self.cnn, pixel_values, output_hidden_states)
+        else:
+            features, hidden_states = self._feature_map(self.cnn, pixel_values, output_hidden_states)
+        return features.flatten(2).transpose(1, 2), hidden_states
+
+    def _check_pixel_values(self, pixel_values: torch.Tensor):
+        num_channels = getattr(self.config.encoder, "num_channels", 3)
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != num_channels:
+            raise ValueError(
+                f"`pixel_values` has shape {tuple(pixel_values.shape)}: pass (batch_size, {num_channels}, height, "
+                "width), as the processor returns it."
+            )
+        if pixel_values.shape[0] == 0:
+            raise ValueError("`pixel_values` is an empty batch: pass at least one image.")
+        if not torch.compiler.is_compiling() and not pixel_values.isfinite().all():
+            raise ValueError("`pixel_values` holds NaN or infinite values: check how the images were read.")
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        image_features: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs,
+    ) -> BaseModelOutput:
+        """
+        Args:
+            pixel_values: `(batch_size, num_channels, height, width)`.
+            image_features: in place of `pixel_values`, what `extract_image_features` returned.
+
+        Returns:
+            `last_hidden_state` `(batch_size, num_regions, embedding_size)`, what the decoder looks at. A decoder without
+            attention sees the mean of the regions alone: there, `num_regions` is 1.
+        """
+        if (pixel_values is None) == (image_features is None):
+            raise ValueError("Pass either `pixel_values` or `image_features` (or `encoder_outputs`), and not both.")
+        hidden_states = None
+        if image_features is None:
+            if output_hidden_states is None:
+                output_hidden_states = self.config.output_hidden_states
+            image_features, hidden_states = self.extract_image_features(pixel_values, bool(output_hidden_states))
+        image_features = image_features.to(self.projection.weight.dtype)
+        if self.config.attention_type == "none":
+            image_features = image_features.mean(dim=1, keepdim=True)
+        regions = self.dropout(self.projection(image_features))
+        return BaseModelOutput(last_hidden_state=regions, hidden_states=hidden_states)
+
+
+class _Checkpoint(GradientCheckpointingLayer):
+    """The switch of `activation_checkpointing_enable()`: while it is on, what runs through here is run again backward."""
+
+    def forward(self, block, *args, **kwargs):
+        return block(*args, **kwargs)
+
+
+class _CheckpointedBlocks:
+    """
+    Within this context each block of a CNN forgets its activations and computes them again in the backward pass.
+
+    Works on any CNN: its blocks are the elements of its outermost `nn.ModuleList`s and `nn.Sequential`s. The second
+    computation does not count a second time in the statistics of BatchNorm.
+    """
+
+    def __init__(self, cnn: nn.Module, checkpoint: _Checkpoint):
+        self.blocks = list(self._find(cnn))
+        self.checkpoint = checkpoint
+
+    def _find(self, module: nn.Module):
+        for child in module.children():
+            if isinstance(child, (nn.ModuleList, nn.Sequential)):
+                yield from child
+            else:
+                yield from self._find(child)
+
+    def __enter__(self):
+        for block in self.blocks:
+            block.forward = self._wrap(block, block.forward)
+
+    def __exit__(self, *exception):
+        for block in self.blocks:
+            del block.forward  # the instance attribute: the class's own method shows again
+
+    def _wrap(self, block: nn.Module, forward):
+        runs = 0
+
+        def run(*args, **kwargs):
+            nonlocal runs
+            runs += 1
+            norms = [m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)] if runs > 1 else []
+            statistics = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+            for norm in norms:
+                norm.momentum, norm.num_batches_tracked = 0.0, None
+            try:
+                return forward(*args, **kwargs)
+            finally:
+                for norm, (momentum, num_batches_tracked) in zip(norms, statistics, strict=True):
+                    norm.momentum, norm.num_batches_tracked = momentum, num_batches_tracked
+
+        return lambda *args, **kwargs: self.checkpoint(run, *args, **kwargs)
+
+
+__all__ = ["CnnRnnEncoder"]

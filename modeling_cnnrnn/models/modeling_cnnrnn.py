@@ -1,0 +1,392 @@
+"""
+CNN+RNN image captioner: any CNN of transformers sees the image, an LSTM, GRU or plain RNN writes the sentence.
+
+    pixel_values (B, 3, H, W) -> CNN -> image_features (B, R, C) -> projection -> regions (B, R, E)
+    decoder_input_ids (N, T) -> embeddings (N, T, E) -> RNN, with attention to the regions or without -> (N, T, D)
+    -> lm_head -> logits (N, T, V)
+
+B images, R = H' * W' regions, N = B * K sequences when each image has K captions, image by image.
+
+The decoders are those of Show and Tell (https://arxiv.org/abs/1411.4555), Show, Attend and Tell
+(https://arxiv.org/abs/1502.03044) and Deep Visual-Semantic Alignments (https://arxiv.org/abs/1412.2306).
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AutoConfig, AutoModel, GenerationMixin
+from transformers.modeling_outputs import (
+    BaseModelOutput,
+    Seq2SeqLMOutput,
+    Seq2SeqModelOutput,
+)
+from transformers.utils import can_return_tuple
+
+from .base_cnnrnn import CnnRnnPreTrainedModel, align_weights
+from .configuration_cnnrnn import CnnRnnConfig
+from .decoder_cnnrnn import CnnRnnDecoder
+from .encoder_cnnrnn import CnnRnnEncoder
+from .loss_cnnrnn import cross_entropy_
+from .recurrence_cnnrnn import CnnRnnCache
+
+
+if TYPE_CHECKING:  # `save_pretrained` copies to the Hub each file that this one imports, and finds them by reading
+    from .pipeline_cnnrnn import ImageToTextPipeline  # noqa: F401
+
+
+class CnnRnnModel(CnnRnnPreTrainedModel):
+    """The CNN and the RNN, without the vocabulary on top."""
+
+    def __init__(self, config: CnnRnnConfig):
+        super().__init__(config)
+        self.encoder = CnnRnnEncoder(config)
+        self.decoder = CnnRnnDecoder(config)
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.decoder.embed_tokens
+
+    def set_input_embeddings(self, value):
+        self.decoder.embed_tokens = value
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        decoder_input_ids: torch.LongTensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        encoder_outputs: BaseModelOutput | tuple | None = None,
+        past_key_values: CnnRnnCache | None = None,
+        decoder_inputs_embeds: torch.Tensor | None = None,
+        image_features: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        lengths: torch.LongTensor | None = None,
+        **kwargs,
+    ) -> Seq2SeqModelOutput:
+        """
+        Args:
+            pixel_values: `(batch_size, num_channels, height, width)`.
+            decoder_input_ids: `(batch_size, T)`, or `(batch_size, K, T)` for K captions of each image.
+            decoder_attention_mask: as `decoder_input_ids`, 0 where a token is padding that the state must not read.
+            encoder_outputs: what `get_encoder()` returned, in place of `pixel_values`.
+            image_features: `(batch_size, num_regions, num_feature_channels)`, what
+                `get_encoder().extract_image_features` returned, in place of `pixel_values`.
+            lengths: of training captions, `(batch_size * K,)`: what comes after them need not be computed.
+
+        Returns:
+            `last_hidden_state` `(batch_size * K, T, hidden_size)`, K captions of the first image first.
+        """
+        if encoder_outputs is None:
+            encoder_outputs = self.encoder(
+                pixel_values, image_features, output_hidden_states=output_hidden_states, return_dict=True
+            )
+        elif not isinstance(encoder_outputs, BaseModelOutput):
+            encoder_outputs = BaseModelOutput(*encoder_outputs)
+        inputs = decoder_input_ids if decoder_input_ids is not None else decoder_inputs_embeds
+        if inputs is not None and inputs.shape[0] != encoder_outputs.last_hidden_state.shape[0]:
+            raise ValueError(
+                f"{encoder_outputs.last_hidden_state.shape[0]} images were given with {inputs.shape[0]} captions: pass "
+                "one caption per image, or `labels` of shape (batch_size, captions_per_image, length)."
+            )
+        if decoder_input_ids is not None and decoder_input_ids.ndim == 3:
+            decoder_input_ids = decoder_input_ids.flatten(0, 1)
+            if decoder_attention_mask is not None:
+                decoder_attention_mask = decoder_attention_mask.flatten(0, 1)
+        decoder_outputs = self.decoder(
+            input_ids=decoder_input_ids,
+            attention_mask=decoder_attention_mask,
+            encoder_hidden_states=encoder_outputs.last_hidden_state,
+            past_key_values=past_key_values,
+            inputs_embeds=decoder_inputs_embeds,
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            lengths=lengths,
+            return_dict=True,
+        )
+        return Seq2SeqModelOutput(
+            last_hidden_state=decoder_outputs.last_hidden_state,
+            past_key_values=decoder_outputs.past_key_values,
+            decoder_hidden_states=decoder_outputs.hidden_states,
+            cross_attentions=decoder_outputs.cross_attentions,
+            encoder_last_hidden_state=encoder_outputs.last_hidden_state,
+            encoder_hidden_states=encoder_outputs.hidden_states,
+        )
+
+
+class CnnRnnForConditionalGeneration(CnnRnnPreTrainedModel, GenerationMixin):
+    """
+    The captioner: `generate(pixel_values=...)` writes, `forward(pixel_values, labels=...)` learns.
+
+    ```python
+    >>> from PIL import Image
+    >>> from modeling_cnnrnn import CnnRnnForConditionalGeneration, CnnRnnProcessor
+
+    >>> model = CnnRnnForConditionalGeneration.from_pretrained("outputs/shapes")
+    >>> processor = CnnRnnProcessor.from_pretrained("outputs/shapes")
+    >>> inputs = processor(images=Image.open("picture.png"), return_tensors="pt")
+    >>> processor.batch_decode(model.generate(**inputs, num_beams=3))
+    ```
+    """
+
+    _tied_weights_keys = {"lm_head.weight": "model.decoder.embed_tokens.weight"}  # noqa: RUF012
+
+    def __init__(self, config: CnnRnnConfig):
+        super().__init__(config)
+        self.model = CnnRnnModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
+        # the name of the class selects a loss that shifts the labels, which are shifted already
+        self.loss_type = "ForMaskedLM"
+        self.post_init()
+        self.generation_config.max_length = 32
+        never_written = (config.pad_token_id, config.bos_token_id, config.unk_token_id)
+        self.generation_config.suppress_tokens = [token for token in never_written if token is not None] or None
+
+    @classmethod
+    def from_encoder_pretrained(
+        cls, pretrained_model_name_or_path: str, tokenizer=None, encoder_kwargs: dict | None = None, **decoder_kwargs
+    ) -> "CnnRnnForConditionalGeneration":
+        """
+        A captioner with a trained CNN and an untrained decoder: where a training on ImageNet weights begins.
+
+        Args:
+            pretrained_model_name_or_path: any CNN checkpoint, by its name on the Hub or its folder.
+            tokenizer: sets the size of the vocabulary and the ids of the special tokens.
+            encoder_kwargs: passed on to `AutoModel.from_pretrained` (`revision`, `trust_remote_code`, ...).
+            decoder_kwargs: fields of [`CnnRnnConfig`].
+
+        Raises:
+            ValueError: the checkpoint is not a CNN.
+        """
+        encoder_kwargs = {"dtype": torch.float32, **(encoder_kwargs or {})}
+        loading_kwargs = {key: value for key, value in encoder_kwargs.items() if key != "dtype"}
+        encoder_config = AutoConfig.from_pretrained(pretrained_model_name_or_path, **loading_kwargs)
+        if tokenizer is None:
+            model = cls(CnnRnnConfig(encoder=encoder_config, **decoder_kwargs))
+        else:
+            model = cls(CnnRnnConfig.from_tokenizer(tokenizer, encoder=encoder_config, **decoder_kwargs))
+        encoder = model.model.encoder
+        encoder.cnn = AutoModel.from_pretrained(pretrained_model_name_or_path, **encoder_kwargs)
+        align_weights(encoder.cnn)
+        encoder.train(model.training)
+        model.config.encoder.dtype = None  # the captioner has one dtype, its own
+        return model.eval()
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        return False  # a cache of keys and values is not what an RNN remembers: the decoder makes a `CnnRnnCache`
+
+    def get_input_embeddings(self):
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value):
+        self.model.set_input_embeddings(value)
+
+    def prepare_decoder_input_ids_from_labels(self, labels: torch.Tensor) -> torch.LongTensor:
+        """What the decoder reads to write `labels`, `(..., T)`: the same, one step later, after the start token."""
+        decoder_input_ids = labels.new_full(labels.shape, self.config.decoder_start_token_id)
+        decoder_input_ids[..., 1:] = labels[..., :-1]
+        return decoder_input_ids.masked_fill(decoder_input_ids == -100, self.config.pad_token_id)
+
+    def _validate_generation_mode(self, generation_mode, generation_config, generation_mode_kwargs):
+        super()._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)
+        if generation_config.num_beams > self.config.vocab_size:
+            raise ValueError(
+                f"`num_beams` is {generation_config.num_beams} but the vocabulary has {self.config.vocab_size} words: "
+                "pass fewer beams."
+            )
+
+    def _prepare_generated_length(self, generation_config, has_default_max_length, **kwargs):
+        # `max_new_tokens` of the caller replaces the `max_length` that is only this model's default, without a warning
+        if generation_config.max_new_tokens is not None:
+            has_default_max_length |= generation_config.max_length == self.generation_config.max_length
+        return super()._prepare_generated_length(generation_config, has_default_max_length, **kwargs)
+
+    def _prepare_model_inputs(self, inputs, bos_token_id, model_kwargs):
+        encoder_outputs, image_features = model_kwargs.get("encoder_outputs"), model_kwargs.get("image_features")
+        if encoder_outputs is not None:
+            # `generate` repeats them for its beams in place: those of the caller stay as they are
+            is_tuple = isinstance(encoder_outputs, (tuple, list))
+            model_kwargs["encoder_outputs"] = (
+                BaseModelOutput(*encoder_outputs) if is_tuple else BaseModelOutput(**encoder_outputs)
+            )
+        elif inputs is None and model_kwargs.get("pixel_values") is None:
+            if image_features is None:
+                raise ValueError("Pass `pixel_values`, `image_features` or `encoder_outputs`: it describes an image.")
+            return model_kwargs.pop("image_features"), "image_features", model_kwargs
+        return super()._prepare_model_inputs(inputs, bos_token_id, model_kwargs)
+
+    def _prepare_decoder_input_ids_for_generation(self, *args, **kwargs):
+        # the mask that a tokenizer returns belongs to the prompt, which the decoder reads
+        model_kwargs = kwargs["model_kwargs"] if "model_kwargs" in kwargs else args[2]
+        attention_mask = model_kwargs.pop("attention_mask", None)
+        if attention_mask is not None and ("input_ids" in model_kwargs or "decoder_input_ids" in model_kwargs):
+            model_kwargs.setdefault("decoder_attention_mask", attention_mask)
+        return super()._prepare_decoder_input_ids_for_generation(*args, **kwargs)
+
+    def prepare_inputs_for_generation(self, input_ids, past_key_values=None, attention_mask=None, **kwargs):
+        # `attention_mask` is in the signature so that `generate` takes it; it has become the decoder's mask above
+        past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
+        kwargs.pop("next_sequence_length", None)
+        return super().prepare_inputs_for_generation(
+            input_ids[:, past_length:], past_key_values=past_key_values, **kwargs
+        )
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        decoder_input_ids: torch.LongTensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        encoder_outputs: BaseModelOutput | tuple | None = None,
+        past_key_values: CnnRnnCache | None = None,
+        decoder_inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        image_features: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        skip_logits: bool | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        scheduled_sampling_probability: float = 0.0,
+        caption_weights: torch.Tensor | None = None,
+        **kwargs,
+    ) -> Seq2SeqLMOutput:
+        """
+        Args:
+            pixel_values: `(batch_size, num_channels, height, width)`.
+            decoder_input_ids: `(batch_size, T)` or `(batch_size, K, T)`; made from `labels` if not given.
+            labels: token ids with one end token per caption, `(batch_size, T)`, or `(batch_size, K, T)` for K captions
+                of each image, which share one pass of the CNN. -100 and padding are not learned.
+            encoder_outputs, image_features: in place of `pixel_values`, see [`CnnRnnModel`].
+            skip_logits: with `labels`, whether to leave the logits out, which saves a third of the time and most of the
+                memory of a training step. By default they are left out in training mode only.
+            num_items_in_batch: number of real tokens that the loss is divided by, where a batch is spread over several
+                calls or processes. By default those in `labels`.
+            scheduled_sampling_probability: in training mode, the probability with which a word that the decoder reads is
+                one of its own, drawn from what it predicted there (https://arxiv.org/abs/1506.03099).
+            caption_weights: `(batch_size,)` or `(batch_size, K)`, what the negative log-likelihood of each caption is
+                multiplied with: the advantage of a sampled caption in self-critical training
+                (https://arxiv.org/abs/1612.00563). The loss then is that alone, without the terms of training below.
+
+        Returns:
+            `loss`: cross-entropy per real token, in nats. In training mode with label smoothing and the doubly stochastic
+            attention term; in evaluation mode without, so that its exponential is the perplexity.
+            `logits`: `(batch_size, T, vocab_size)` or `(batch_size, K, T, vocab_size)`.
+
+        Raises:
+            ValueError: another number of captions than images, tokens outside the vocabulary, labels without a word.
+        """
+        if skip_logits is None:
+            skip_logits = self.training and labels is not None
+        regularized = self.training and self.config.attention_regularization > 0 and labels is not None
+        lengths = None
+        if labels is not None:
+            use_cache = False
+            if skip_logits and not (output_attentions or output_hidden_states or torch.compiler.is_compiling()):
+                places = torch.arange(1, labels.shape[-1] + 1, device=labels.device)
+                lengths = (self._is_token(labels) * places).amax(dim=-1).clamp(min=1).flatten()
+            if decoder_input_ids is None and decoder_inputs_embeds is None:
+                decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
+            if self.training and scheduled_sampling_probability > 0:
+                if encoder_outputs is None:
+                    encoder_outputs = self.get_encoder()(pixel_values, image_features, return_dict=True)
+                decoder_input_ids = self._mix_in_own_words(
+                    decoder_input_ids, encoder_outputs[0], scheduled_sampling_probability
+                )
+        outputs = self.model(
+            pixel_values,
+            decoder_input_ids=decoder_input_ids,
+            decoder_attention_mask=decoder_attention_mask,
+            encoder_outputs=encoder_outputs,
+            past_key_values=past_key_values,
+            decoder_inputs_embeds=decoder_inputs_embeds,
+            image_features=image_features,
+            use_cache=use_cache,
+            output_attentions=output_attentions or regularized,
+            output_hidden_states=output_hidden_states,
+            lengths=lengths,
+            return_dict=True,
+        )
+        hidden_states = outputs.last_hidden_state
+        logits = None if skip_logits and labels is not None else self.lm_head(hidden_states)
+        loss = None
+        if labels is not None:
+            attentions = outputs.cross_attentions[0][:, 0] if regularized else None
+            loss = self._caption_loss(hidden_states, logits, labels, attentions, num_items_in_batch, caption_weights)
+        if logits is not None and decoder_input_ids is not None and decoder_input_ids.ndim == 3:
+            logits = logits.unflatten(0, decoder_input_ids.shape[:2])
+        return Seq2SeqLMOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            decoder_hidden_states=outputs.decoder_hidden_states,
+            cross_attentions=outputs.cross_attentions if output_attentions or not regularized else None,
+            encoder_last_hidden_state=outputs.encoder_last_hidden_state,
+            encoder_hidden_states=outputs.encoder_hidden_states,
+        )
+
+    def _is_token(self, labels: torch.Tensor) -> torch.Tensor:
+        """Where `labels` hold something to learn."""
+        return (labels != -100) & (labels != self.config.pad_token_id)
+
+    @torch.no_grad()
+    def _mix_in_own_words(
+        self, decoder_input_ids: torch.LongTensor, regions: torch.Tensor, probability: float
+    ) -> torch.LongTensor:
+        """Scheduled sampling: put words of the model in the place of some, each drawn after those before it."""
+        mixed = decoder_input_ids.flatten(0, -2).clone()
+        is_replaced = torch.rand(mixed.shape, device=mixed.device) < probability
+        is_replaced &= mixed != self.config.pad_token_id
+        cache = CnnRnnCache()
+        for step in range(1, mixed.shape[1]):
+            decoder_outputs = self.model.decoder(
+                mixed[:, step - 1 : step], encoder_hidden_states=regions, past_key_values=cache, use_cache=True
+            )
+            chosen = is_replaced[:, step]
+            logits = self.lm_head(decoder_outputs.last_hidden_state[chosen, -1]).float()
+            mixed[chosen, step] = logits.softmax(dim=-1).multinomial(1).squeeze(-1)
+        return mixed.view_as(decoder_input_ids)
+
+    def _caption_loss(
+        self, hidden_states, logits, labels, attentions, num_items_in_batch, caption_weights
+    ) -> torch.Tensor:
+        """Cross-entropy at real tokens, the only places where the vocabulary is computed if `logits` is `None`."""
+        labels = labels.reshape(-1, labels.shape[-1])
+        is_token = self._is_token(labels)
+        targets = labels[is_token]
+        if not torch.compiler.is_compiling():
+            if targets.numel() == 0 and num_items_in_batch is None:
+                raise ValueError("`labels` hold no word to learn: each caption needs at least its end token.")
+            self.model.decoder._check_input_ids(targets)  # the last token of a caption is never an input
+        token_logits = logits[is_token] if logits is not None else self.lm_head(hidden_states[is_token])
+        num_items = num_items_in_batch if num_items_in_batch is not None else targets.numel()
+        if isinstance(num_items, torch.Tensor):
+            num_items = num_items.to(token_logits.device)
+        token_logits = token_logits.to(torch.promote_types(token_logits.dtype, torch.float32))
+        smoothing = self.config.label_smoothing if self.training and caption_weights is None else 0.0
+        if logits is None and not torch.compiler.is_compiling():  # a compiler merges the steps itself
+            losses = cross_entropy_(token_logits, targets, smoothing)
+        else:
+            losses = F.cross_entropy(token_logits, targets, reduction="none", label_smoothing=smoothing)
+        if caption_weights is not None:
+            if caption_weights.numel() != len(labels):
+                raise ValueError(
+                    f"`caption_weights` has shape {tuple(caption_weights.shape)} for {len(labels)} captions in `labels`: "
+                    "pass one weight per caption."
+                )
+            return losses @ caption_weights.flatten()[:, None].expand_as(labels)[is_token].to(losses.dtype) / num_items
+        loss = losses.sum() / num_items
+        if attentions is not None:
+            # over its caption each region is to be looked at once in all; captions count by their words, as above
+            looked_at = (attentions.to(loss.dtype) * is_token[..., None]).sum(dim=1)  # (N, num_regions)
+            penalty = ((1 - looked_at) ** 2).mean(dim=-1) * is_token.sum(dim=-1)
+            loss = loss + self.config.attention_regularization * penalty.sum() / num_items
+        return loss
+
+
+__all__ = ["CnnRnnForConditionalGeneration", "CnnRnnModel"]

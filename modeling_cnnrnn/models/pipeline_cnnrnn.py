@@ -1,0 +1,191 @@
+"""The `image-to-text` pipeline, which transformers 5 no longer has."""
+
+# transformers types what a pipeline overrides as it is in its own base class
+# mypy: disable-error-code="arg-type, assignment, misc, operator, override, union-attr"
+
+from collections.abc import Iterable, Mapping
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+from transformers import Pipeline
+
+from .image_loading_cnnrnn import load_rgb
+from .processing_cnnrnn import CnnRnnProcessor
+
+
+class ImageToTextPipeline(Pipeline):
+    """
+    Images to sentences, called as transformers 4 called its pipeline of this name.
+
+    Args:
+        model: a captioner.
+        processor: its processor, by default the one in the place that the model was loaded from.
+        tokenizer: a tokenizer to use in place of the processor's.
+        image_processor: an image processor to use in place of the processor's.
+        **kwargs: as in [`~transformers.Pipeline`]; arguments of a call given here are the defaults of all calls.
+
+    Raises:
+        ValueError: there is neither a processor nor a place to load one from.
+
+    ```python
+    >>> import modeling_cnnrnn
+
+    >>> captioner = modeling_cnnrnn.pipeline("image-to-text", model="path/to/captioner")
+    >>> captioner("dog.jpg")
+    [{'generated_text': 'a dog jumps over a bar'}]
+    ```
+    """
+
+    # The processor flattens transparency, scales 16 bits, ...; the image processor in it would get raw images.
+    _load_processor = None
+    _load_image_processor = False
+    _load_feature_extractor = False
+    _load_video_processor = False
+    _load_tokenizer = False
+    # With True, transformers takes generation options of the constructor aside, for a helper whose name and duties
+    # change between its versions. With False all options come through `_sanitize_parameters`.
+    _pipeline_calls_generate = False
+
+    def __init__(self, model, processor=None, tokenizer=None, image_processor=None, **kwargs):
+        if processor is None and (tokenizer is None or image_processor is None):
+            if not model.name_or_path:
+                raise ValueError(
+                    "`processor` is None, and `model` was not loaded from anywhere: pass `processor=`, or "
+                    "`image_processor=` and `tokenizer=`."
+                )
+            processor = CnnRnnProcessor.from_pretrained(model.name_or_path)
+        if tokenizer is not None or image_processor is not None:
+            processor = CnnRnnProcessor(image_processor or processor.image_processor, tokenizer or processor.tokenizer)
+        super().__init__(model, processor=processor, **{**kwargs, "task": "image-to-text"})
+
+    def __call__(self, inputs: Any = None, **kwargs) -> Any:
+        """
+        Write sentences about images.
+
+        Args:
+            inputs: an image (of PIL, path, URL, `data:` URI, array or tensor, see `load_rgb`), a list or a batch of
+                images, or a stream of them: a dataset, a column of one, `KeyDataset`, or a generator. Rows of a
+                dataset are dictionaries with an `"image"`. Also accepted as `images`, the name in transformers 4.
+            prompt (`str`, *optional*): how the sentences begin; part of `generated_text`.
+            max_new_tokens (`int`, *optional*): how many tokens are written at most.
+            generate_kwargs (`dict`, *optional*): options of `generate`, such as `{"num_beams": 3}`.
+            num_return_sequences (`int`, *optional*): sentences for each image; needs sampling or as many beams.
+            return_scores (`bool`, *optional*): whether the log-probability of each sentence is returned.
+            timeout (`float`, *optional*): seconds to wait for a URL.
+            batch_size (`int`, *optional*, defaults to 1): images that go through the model together.
+
+        Returns:
+            For one image a list with a dictionary for each sentence, for a list of images a list of such lists, for
+            a stream an iterator over them.
+            - **generated_text** (`str`): the sentence.
+            - **score** (`float`, with `return_scores`): its log-probability in nats, the sum over the tokens written
+              after the prompt, with the end token if the sentence came to it. It is that of the model, whatever beam
+              search, temperature or suppressed tokens made of it in the choice of words.
+
+        Raises:
+            ValueError: `inputs` is missing or an empty list, an option is given twice, or an image is not usable.
+            OSError: an image cannot be read.
+        """
+        inputs = kwargs.pop("images", inputs)
+        if inputs is None:
+            raise ValueError("`inputs` is None: pass an image, a list of images or a dataset.")
+        if isinstance(inputs, np.ndarray | torch.Tensor):
+            inputs = list(inputs) if inputs.ndim == 4 else inputs
+        elif isinstance(inputs, list | tuple):
+            inputs = list(inputs)
+        elif not isinstance(
+            inputs, str | PathLike | bytes | Image.Image | Mapping | torch.utils.data.Dataset
+        ) and isinstance(inputs, Iterable):
+            inputs = (image for image in inputs)  # a dataset, or a column of one, that is not torch's
+        if isinstance(inputs, list) and not inputs:
+            raise ValueError("`inputs` is an empty list: pass at least one image.")
+        return super().__call__(inputs, **kwargs)
+
+    def _sanitize_parameters(
+        self,
+        prompt=None,
+        max_new_tokens=None,
+        generate_kwargs=None,
+        num_return_sequences=None,
+        return_scores=None,
+        timeout=None,
+    ):
+        preprocess = {"prompt": prompt, "timeout": timeout}
+        generate = {"max_new_tokens": max_new_tokens, "num_return_sequences": num_return_sequences}
+        generate = {name: value for name, value in generate.items() if value is not None}
+        for name in generate.keys() & (generate_kwargs or {}).keys():
+            raise ValueError(f"`{name}` is given as an argument and in `generate_kwargs`: pass it once.")
+        forward = {**(generate_kwargs or {}), **generate}
+        if return_scores is not None:
+            forward["return_scores"] = return_scores
+        return {name: value for name, value in preprocess.items() if value is not None}, forward, {}
+
+    def preprocess(self, image, prompt=None, timeout=None):
+        if isinstance(image, Mapping):
+            if "image" not in image:
+                raise ValueError(
+                    f"`inputs` holds a dictionary with {list(image)} and no 'image': pick the column of the images, "
+                    f"as in `KeyDataset(dataset, {next(iter(image), 'picture')!r})`."
+                )
+            image = image["image"]
+        if prompt is not None and not isinstance(prompt, str):
+            raise ValueError(f"`prompt` is {prompt!r}: pass one string for all images.")
+        image = load_rgb(image, timeout=timeout, name="inputs")
+        return self.processor(images=image, text=prompt, return_tensors="pt").to(self.model.dtype)
+
+    def _forward(self, model_inputs, return_scores=False, **generate_kwargs):
+        if return_scores:
+            generate_kwargs |= {"return_dict_in_generate": True, "output_logits": True}
+        output = self.model.generate(**model_inputs, **generate_kwargs)
+        sequences = output if isinstance(output, torch.Tensor) else output.sequences
+        result = {"sequences": sequences}
+        if return_scores:
+            result["scores"] = self._log_probabilities(output, generate_kwargs)
+        # `Pipeline` splits a batch along the first dimension: one row of sequences for each image
+        batch_size = len(model_inputs["pixel_values"])
+        return {name: value.unflatten(0, (batch_size, -1)) for name, value in result.items()}
+
+    def _log_probabilities(self, output, generate_kwargs) -> torch.Tensor:
+        """Log-probability of each sequence, up to its first end token, `(batch_size * num_return_sequences,)`."""
+        log_probabilities = self.model.compute_transition_scores(
+            output.sequences, output.logits, getattr(output, "beam_indices", None), normalize_logits=True
+        )
+        config = generate_kwargs.get("generation_config") or self.model.generation_config
+        end = torch.tensor(generate_kwargs.get("eos_token_id", config.eos_token_id), device=log_probabilities.device)
+        is_end = torch.isin(output.sequences[:, -log_probabilities.shape[1] :], end)
+        is_padding = is_end.cumsum(dim=1) > is_end.int()
+        return log_probabilities.masked_fill(is_padding, 0).sum(dim=1)
+
+    def postprocess(self, model_outputs):
+        texts = self.processor.batch_decode(model_outputs["sequences"].flatten(0, 1), skip_special_tokens=True)
+        records = [{"generated_text": text} for text in texts]
+        if "scores" in model_outputs:
+            for record, score in zip(records, model_outputs["scores"].flatten().tolist(), strict=True):
+                record["score"] = score
+        return records
+
+
+def pipeline(task: str | None = None, model: Any = None, **kwargs) -> Pipeline:
+    """
+    `transformers.pipeline` that knows `image-to-text` (and `image-captioning`, another name for it).
+
+    Args:
+        task: the task; [`ImageToTextPipeline`] serves these two, transformers all others.
+        model: a repository of the Hub, a folder or a model.
+        **kwargs: as in `transformers.pipeline`.
+
+    ```python
+    >>> captioner = pipeline("image-to-text", model="path/to/captioner")
+    ```
+    """
+    if task in ("image-to-text", "image-captioning"):
+        # transformers 5 makes "image-text-to-text" of the name "image-to-text", and warns; the models are the same
+        task, kwargs = "image-text-to-text", {"pipeline_class": ImageToTextPipeline, **kwargs}
+    return transformers.pipeline(task, model=model, **kwargs)
+
+
+__all__ = ["ImageToTextPipeline", "pipeline"]

@@ -1,0 +1,77 @@
+"""JPEGs decoded at a part of their size."""
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import ConvNextImageProcessorPil
+
+from modeling_cnnrnn import CnnRnnProcessor, build_tokenizer
+from modeling_cnnrnn.data.batching import CaptionDataset, RandomResizedCrop, load_stored_image
+
+
+@pytest.fixture
+def photograph() -> np.ndarray:
+    """What JPEGs are made for: large things with small ones on them, `(300, 400, 3)`."""
+    rng = np.random.default_rng(0)
+    layers = [np.kron(rng.normal(size=(300 // s, 400 // s, 3)), np.ones((s, s, 1))) * s for s in (100, 50, 10, 2)]
+    image = sum(np.pad(layer, [(0, 300 - layer.shape[0]), (0, 400 - layer.shape[1]), (0, 0)]) for layer in layers)
+    return ((image - image.min()) / np.ptp(image) * 255).astype(np.uint8)
+
+
+@pytest.fixture
+def make_dataset(photograph, tmp_path):
+    """`make_dataset(draft=True, ...)`: a dataset of the photograph in a file."""
+
+    def make(file_name="photograph.jpg", image_processor=None, **options) -> CaptionDataset:
+        image = Image.fromarray(photograph)
+        exif = image.getexif()
+        exif[0x0112] = 6  # the camera was held upright
+        image.save(tmp_path / file_name, quality=90, exif=exif)
+        rows = datasets.Dataset.from_dict(
+            {"image": [str(tmp_path / file_name)], "image_id": ["1"], "captions": [["a dog", "a cat"]]}
+        ).cast_column("image", datasets.Image())
+        tokenizer = build_tokenizer(["a dog", "a cat"], min_frequency=1)
+        processor = CnnRnnProcessor.from_image_size(48, tokenizer, center_crop=True)
+        if image_processor is not None:
+            processor = CnnRnnProcessor(image_processor, tokenizer)
+        return CaptionDataset(rows, processor, **options)
+
+    return make
+
+
+def test_draft_decoding_is_close_to_plain_decoding(make_dataset):
+    plain, draft = make_dataset(), make_dataset(draft=True)
+    assert plain._open(0).size == (300, 400)
+    assert draft._open(0).size == (75, 100)  # a quarter, and upright
+    difference = (plain[0]["pixel_values"] - draft[0]["pixel_values"]).abs()
+    assert 0 < difference.mean() < 0.02  # standard deviations of a pixel
+    assert difference.quantile(0.99) < 0.1
+    other = make_dataset(draft=True, file_name="photograph.png")
+    assert torch.equal(make_dataset(file_name="photograph.png")[0]["pixel_values"], other[0]["pixel_values"])
+
+
+def test_draft_decoding_leaves_half_as_much_again_as_is_needed(make_dataset):
+    # a quarter is 75 x 100 pixels, 1.5 times the 48 of the other test; ConvNeXt's processor resizes to 60 before it crops
+    convnext = ConvNextImageProcessorPil(size={"shortest_edge": 48}, crop_pct=0.8)
+    assert make_dataset(draft=True, image_processor=convnext)._open(0).size == (150, 200)
+    # a crop that may be 0.7 of the width
+    crop = RandomResizedCrop((0.49, 1.0), (1.0, 1.0))
+    assert make_dataset(draft=True, augmentation=crop)._open(0).size == (150, 200)
+    stretched = RandomResizedCrop((1.0, 1.0), (0.5, 1.0))
+    assert make_dataset(draft=True, augmentation=stretched)._open(0).size == (150, 200)
+    wide = CnnRnnProcessor.from_image_size((48, 200), make_dataset().processor.tokenizer).image_processor
+    assert make_dataset(draft=True, image_processor=wide)._open(0).size == (300, 400)
+    as_it_is = ConvNextImageProcessorPil(size={"shortest_edge": 48}, do_resize=False)
+    assert make_dataset(draft=True, image_processor=as_it_is)._open(0).size == (300, 400)
+
+
+def test_draft_decoding_says_what_is_wrong_with_an_image(photograph, tmp_path):
+    Image.fromarray(photograph).save(tmp_path / "photograph.jpg")
+    content = (tmp_path / "photograph.jpg").read_bytes()
+    for broken in (content[: len(content) // 2], content[:100], b"no image"):
+        with pytest.raises(ValueError, match="is not an image that can be read"):
+            load_stored_image({"bytes": broken, "path": None}, needed_side=64)
+    with pytest.raises(FileNotFoundError, match=r"missing\.jpg"):
+        load_stored_image(str(tmp_path / "missing.jpg"), needed_side=64)

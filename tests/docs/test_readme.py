@@ -1,0 +1,129 @@
+"""README.md: its code runs and writes the right sentence; the commands there and in examples/ have their options."""
+
+import json
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import transformers
+from PIL import Image
+from support import hub_user
+from support.local_hub import LocalHub
+from support.paths import ROOT, TRAVELLING
+from support.repositories import fork_jobs, make_model, save
+
+from modeling_cnnrnn import CnnRnnForConditionalGeneration, CnnRnnProcessor
+from modeling_cnnrnn.hub.remote_code import AUTO_MAP, CUSTOM_PIPELINES
+
+
+README, OF_EXAMPLES = ((ROOT / path).read_text(encoding="utf-8") for path in ("README.md", "examples/README.md"))
+PICTURE = "picture.png"
+
+
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def ways() -> dict[str, list[str]]:
+    """Code and commands of the table of uses, by what is said in its first column."""
+    table = README.partition("| you have | you write |\n")[2].partition("\n\n")[0]
+    rows = [re.fullmatch(r"\| (.*?) \| (.*) \|", line).groups() for line in table.splitlines()[1:]]
+    return {name: re.findall("`([^`]+)`", cell) for name, cell in rows}
+
+
+def is_command(codes: list[str]) -> bool:
+    return codes[0].startswith("python ")
+
+
+CODE = {name: codes for name, codes in ways().items() if not is_command(codes)}
+STRANGERS = {name: codes for name, codes in CODE.items() if "trust_remote_code=True" in codes[-1]}
+COMMANDS = [
+    shlex.split(line.partition(" #")[0].partition("  # ")[0])
+    for block in [
+        *blocks("bash"),
+        *blocks("bash", OF_EXAMPLES),
+        *(codes[0] for codes in ways().values() if is_command(codes)),
+    ]
+    for line in block.replace("\\\n", " ").splitlines()
+]
+OURS = [words for words in COMMANDS if words[0] != "make"]
+
+
+def sentences(folder: Path, **options) -> list[str]:
+    """What a direct call of the captioner writes about the picture."""
+    processor = CnnRnnProcessor.from_pretrained(folder / "outputs/shapes")
+    model = CnnRnnForConditionalGeneration.from_pretrained(folder / "outputs/shapes")
+    inputs = processor(images=Image.open(folder / PICTURE), return_tensors="pt")
+    return processor.batch_decode(model.generate(**inputs, **options), skip_special_tokens=True)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """What the README takes for granted: a captioner in `outputs/shapes`, and a picture."""
+    save(tmp_path / "outputs/shapes", make_model(attention_type="additive"))
+    Image.linear_gradient("L").rotate(30).save(tmp_path / PICTURE)
+    monkeypatch.chdir(tmp_path)
+    # transformers' own warning about "image-to-text" has an argument too many, which pytest takes for an error
+    monkeypatch.setattr(transformers.pipelines.logger, "warning_once", lambda *args: None)
+    return tmp_path
+
+
+def test_every_block_of_python_prints_what_a_direct_call_gives(folder, capsys):
+    assert len(blocks("python")) == README.count("```python")
+    for block in blocks("python"):
+        exec(block, {})
+        assert capsys.readouterr().out.splitlines()[-1] == str(sentences(folder, num_beams=3))
+
+
+def test_the_table_has_every_way():
+    codes = ["; ".join(codes) for codes in CODE.values()]
+    for place in ('"outputs/shapes"', '"user/name"'):
+        for way in ('pipeline("image-to-text"', 'pipeline("image-text-to-text"', "AutoModelForImageTextToText.from_"):
+            assert any(place in code and way in code for code in codes), (place, way)
+
+
+@pytest.mark.parametrize("name", [name for name in CODE if name not in STRANGERS])
+def test_code_for_who_has_the_package_writes_the_sentence(folder, name):
+    assert [hub_user.caption_of(CODE[name], PICTURE)] == sentences(folder)
+
+
+def test_code_for_who_has_transformers_alone_writes_the_sentence(folder):
+    captioner = folder / "outputs/shapes"
+    files = {path.name: path.read_bytes() for path in captioner.iterdir()}
+    files |= {path.name: path.read_bytes() for path in TRAVELLING}
+    config = json.loads(files["config.json"])
+    config |= {"auto_map": config["auto_map"] | AUTO_MAP, "custom_pipelines": CUSTOM_PIPELINES}
+    files["config.json"] = json.dumps(config).encode()
+    with LocalHub(folder / "hub") as hub:
+        hub.create_repository("model", "user/name", files)
+        jobs = {name: ["caption_of", {"codes": codes, "picture": PICTURE}] for name, codes in STRANGERS.items()}
+        assert fork_jobs(hub, folder, jobs) == dict.fromkeys(STRANGERS, *sentences(folder))
+
+
+def test_the_folder_of_photographs_is_captioned_by_the_command(folder, monkeypatch):
+    (words,) = [words for words in OURS if words[1].endswith("caption_images.py") and "photographs" in words]
+    (folder / "photographs").mkdir()
+    Image.open(PICTURE).save(f"photographs/{PICTURE}")
+    monkeypatch.setattr(sys, "argv", words[1:])
+    runpy.run_path(str(ROOT / words[1]), run_name="__main__")
+    assert sentences(folder, num_beams=3, max_new_tokens=24)[0] in Path("captions.csv").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("words", OURS, ids=" ".join)
+def test_a_command_has_its_options(words, monkeypatch, capsys):
+    start = next(
+        number for number, word in enumerate(words) if word.endswith(".py") or word == "modeling_cnnrnn.metrics"
+    )
+    program, options = words[start], [word for word in words[start:] if word.startswith("--")]
+    if words[start + 1].endswith(".json"):  # a recipe
+        options += [f"--{name}" for name in json.loads((ROOT / words[start + 1]).read_text())]
+    monkeypatch.setattr(sys, "argv", [program, "--help"])
+    start, name = (runpy.run_path, str(ROOT / program)) if program.endswith(".py") else (runpy.run_module, program)
+    with pytest.raises(SystemExit) as stop:
+        start(name, run_name="__main__")
+    assert not stop.value.code
+    known = set(re.findall(r"--\w+", capsys.readouterr().out))
+    assert set(options) <= known

@@ -1,0 +1,58 @@
+"""The benchmark of training: what it compares computes the same, and its floor is no guess."""
+
+import re
+import runpy
+import sys
+from argparse import Namespace
+
+import pytest
+import torch
+from support.paths import EXAMPLES
+from torch.utils.flop_counter import FlopCounterMode
+
+
+SCRIPT = EXAMPLES / "benchmarks" / "benchmark_training.py"
+SIZES = {"vocab_size": 30, "hidden_size": 8, "seed": 0}
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> dict:
+    return runpy.run_path(str(SCRIPT))
+
+
+@pytest.fixture(params=["none", "additive"])
+def captioner(request, benchmark):
+    """The model of the benchmark, tiny."""
+    return benchmark["make_model"](Namespace(**SIZES), request.param)
+
+
+def test_the_plain_way_learns_the_same(captioner, benchmark):
+    plain = benchmark["PerStepCaptioner"](captioner)
+    labels = torch.tensor(
+        [[[4, 5, 6, 7, 2], [8, 2, -100, -100, -100]], [[9, 4, 2, -100, -100], [5, 2, -100, -100, -100]]]
+    )
+    num_regions = 1 if captioner.config.attention_type == "none" else 49
+    image_features = torch.rand(2, num_regions, 2048)
+    losses = [benchmark["take_step"](way, labels, image_features=image_features) for way in (captioner, plain)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    gradients = (captioner.model.encoder.projection.weight.grad, plain.image.weight.grad)
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+
+
+def test_the_floor_counts_each_product_of_a_step_once(benchmark):
+    captioner = benchmark["make_model"](Namespace(**SIZES), "additive")
+    plain = benchmark["PerStepCaptioner"](captioner)
+    labels = torch.full((3, 1, 6), 4)  # without padding and copies of images, the plain way does no more than it must
+    with FlopCounterMode(display=False) as counter:
+        benchmark["take_step"](plain, labels, image_features=torch.rand(3, 49, 2048))
+    products = benchmark["matrix_products"](captioner.config, labels)
+    assert sum(2 * m * k * n * count for (m, k, n), count in products.items()) == counter.get_total_flops()
+
+
+def test_the_benchmark_prints_its_ratios(monkeypatch, capsys):
+    options = ["--batch_sizes", "2", "--captions_per_image", "2", "--num_rounds", "1", "--image_size", "32"]
+    options += [word for name, value in SIZES.items() for word in (f"--{name}", str(value))]
+    sections = ["training_step", "shared_images", "bucketing", "optimizer"]
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *options, "--sections", *sections])
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert len(re.findall(r"\d+\.\d\dx", capsys.readouterr().out)) == 2 * 3 + 2 + 4 + 1

@@ -1,0 +1,63 @@
+"""What several test modules ask of the tiny models."""
+
+import torch
+from torch import nn
+from transformers import (
+    BitConfig,
+    ConvNextConfig,
+    ConvNextV2Config,
+    EfficientNetConfig,
+    MobileNetV1Config,
+    MobileNetV2Config,
+    RegNetConfig,
+    ResNetConfig,
+)
+from transformers.modeling_outputs import BaseModelOutput
+
+
+# the sixteen words of the tiny vocabulary, twenty tokens with the special ones
+CAPTIONS = [
+    "a dog jumps over a green triangle left of two blue circles",
+    "a red circle above a blue square",
+    "a square below a triangle",
+]
+
+RNN_TYPES = ["lstm", "gru", "rnn_tanh", "rnn_relu"]
+ATTENTION_TYPES = ["none", "additive"]
+IMAGE_INJECTIONS = ["first_token", "initial_state", "bias_first_step", "bias_every_step"]
+
+TINY_CNNS = {
+    "resnet": ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic"),
+    "resnet-bottleneck": ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[2, 1]),
+    "regnet": RegNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], groups_width=4),
+    "convnext": ConvNextConfig(num_stages=2, hidden_sizes=[8, 16], depths=[1, 1]),
+    "convnextv2": ConvNextV2Config(num_stages=2, hidden_sizes=[8, 16], depths=[1, 1]),
+    "bit": BitConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_groups=2),
+    "efficientnet": EfficientNetConfig(
+        width_coefficient=0.25,
+        depth_coefficient=0.25,
+        image_size=32,
+        hidden_dim=320,
+        kernel_sizes=[3, 3],
+        in_channels=[32, 16],
+        out_channels=[16, 24],
+        depthwise_padding=[],
+        strides=[1, 2],
+        num_block_repeats=[1, 1],
+        expand_ratios=[1, 4],
+    ),
+    "mobilenet_v1": MobileNetV1Config(depth_multiplier=0.25, image_size=32, min_depth=8),
+    "mobilenet_v2": MobileNetV2Config(depth_multiplier=0.1, image_size=32, min_depth=8),
+}
+
+
+def encoded(regions: torch.Tensor) -> BaseModelOutput:
+    return BaseModelOutput(last_hidden_state=regions)
+
+
+def snapshot(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def changed(before: dict[str, torch.Tensor], module: nn.Module) -> set[str]:
+    return {name for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
