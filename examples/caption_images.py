@@ -19,7 +19,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 from transformers import set_seed
 
-from modeling_cnnrnn import CnnRnnForConditionalGeneration, CnnRnnProcessor, load_rgb
+from modeling_cnnrnn import CnnRnnForConditionalGeneration, CnnRnnProcessor, load_image
 from modeling_cnnrnn.cli.arguments import parse_arguments
 from modeling_cnnrnn.cli.errors import user_errors
 
@@ -104,7 +104,7 @@ def main():
         names, images = [], []
         for source in sources[start : start + args.batch_size]:
             try:
-                images.append(load_rgb(source))
+                images.append(load_image(source))
                 names.append(source)
             except (OSError, ValueError) as error:
                 unreadable.append((source, error))

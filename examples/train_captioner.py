@@ -48,7 +48,6 @@ from modeling_cnnrnn import CnnRnnConfig, CnnRnnForConditionalGeneration, CnnRnn
 from modeling_cnnrnn.cli.arguments import parse_arguments
 from modeling_cnnrnn.cli.errors import user_errors
 from modeling_cnnrnn.data.batching import (
-    IGNORED,
     CaptionDataset,
     RandomResizedCrop,
     collate_captions,
@@ -59,6 +58,7 @@ from modeling_cnnrnn.evaluation.captions import evaluation_loss, generate_captio
 from modeling_cnnrnn.evaluation.provenance import EnergyMeter, peak_memory, provenance
 from modeling_cnnrnn.files import copy_files, whole_folder, write_json
 from modeling_cnnrnn.hub.push import push_captioner
+from modeling_cnnrnn.models.loss_cnnrnn import IGNORE_INDEX
 from modeling_cnnrnn.training.arguments import (
     CaptionDataArguments,
     CaptionModelArguments,
@@ -444,7 +444,7 @@ def main():
                         micro_batches[index], statistics = self_critical.sample(model, batch, rows)
                     for name, value in statistics.items():
                         sampled[name].append(value)
-            is_token = [batch["labels"] != IGNORED for batch in micro_batches]
+            is_token = [batch["labels"] != IGNORE_INDEX for batch in micro_batches]
             count = sum(torch.stack([m.sum(), m.any(-1).sum(), m.flatten(1).any(-1).sum()]) for m in is_token)
             count = accelerator.reduce(count, reduction="sum")  # of tokens, captions and images
             counts += count

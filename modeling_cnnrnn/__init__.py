@@ -6,7 +6,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from .models.configuration_cnnrnn import CnnRnnConfig
 from .models.modeling_cnnrnn import CnnRnnForConditionalGeneration, CnnRnnModel, CnnRnnPreTrainedModel
 from .models.pipeline_cnnrnn import ImageToTextPipeline, pipeline
-from .models.processing_cnnrnn import CnnRnnProcessor, load_rgb
+from .models.processing_cnnrnn import CnnRnnProcessor, load_image
 from .models.recurrence_cnnrnn import CnnRnnCache
 from .models.tokenization_cnnrnn import build_tokenizer
 
@@ -33,6 +33,6 @@ __all__ = [
     "CnnRnnProcessor",
     "ImageToTextPipeline",
     "build_tokenizer",
-    "load_rgb",
+    "load_image",
     "pipeline",
 ]

@@ -37,7 +37,8 @@ from torch.utils.data import DataLoader
 from transformers import ResNetConfig
 
 from modeling_cnnrnn import CnnRnnConfig, CnnRnnForConditionalGeneration, CnnRnnProcessor, build_tokenizer
-from modeling_cnnrnn.data.batching import IGNORED, CaptionDataset, collate_captions
+from modeling_cnnrnn.data.batching import CaptionDataset, collate_captions
+from modeling_cnnrnn.models.loss_cnnrnn import IGNORE_INDEX
 from modeling_cnnrnn.training.features import compute_image_features
 
 
@@ -82,7 +83,9 @@ def make_labels(num_images: int, num_captions: int, vocab_size: int, rng: random
         for _ in range(num_images)
     ]  # fmt: skip
     length = max(len(caption) for captions in rows for caption in captions)
-    return torch.tensor([[caption + [IGNORED] * (length - len(caption)) for caption in captions] for captions in rows])
+    return torch.tensor(
+        [[caption + [IGNORE_INDEX] * (length - len(caption)) for caption in captions] for captions in rows]
+    )
 
 
 def make_model(args, attention_type: str, encoder: ResNetConfig | None = None) -> CnnRnnForConditionalGeneration:
@@ -150,7 +153,7 @@ class PerStepCaptioner(nn.Module):
         else:
             image = self.image(image_features.mean(dim=1)).repeat_interleave(repeats, dim=0)
             state = self.cell(image)
-        is_token = labels != IGNORED
+        is_token = labels != IGNORE_INDEX
         words = torch.full_like(labels[:, 0], 1)
         loss = 0.0
         for step in range(labels.shape[1]):
@@ -190,8 +193,8 @@ def make_peer(args, attention_type: str, image_features: torch.Tensor, labels: t
     )
     model = (peer.NewFCModel if attention_type == "none" else peer.Att2in2Model)(options).train()
     targets = labels.flatten(0, 1).clone()
-    is_token = (targets != IGNORED).float()
-    targets[(targets == IGNORED) | (targets == 2)] = 0
+    is_token = (targets != IGNORE_INDEX).float()
+    targets[(targets == IGNORE_INDEX) | (targets == 2)] = 0
     inputs = F.pad(targets, (1, -1))
     pooled = image_features.mean(dim=1)
 
@@ -207,7 +210,9 @@ def make_peer(args, attention_type: str, image_features: torch.Tensor, labels: t
 def matrix_products(config: CnnRnnConfig, labels: torch.Tensor) -> Counter:
     """How often a training step needs which product, `(m, k) @ (k, n)` as `(m, k, n)`: no padding, no image twice."""
     size, num_images = config.hidden_size, len(labels)
-    rows = [int(count) for count in (labels != IGNORED).flatten(0, 1).sum(dim=0)]  # captions that go on at each step
+    rows = [
+        int(count) for count in (labels != IGNORE_INDEX).flatten(0, 1).sum(dim=0)
+    ]  # captions that go on at each step
     num_tokens = sum(rows)
     has_attention = config.attention_type == "additive"
     products: Counter = Counter()
@@ -296,7 +301,7 @@ def measure_step(args, model: CnnRnnForConditionalGeneration, plain: PerStepCapt
     seconds = take_turns(ways, args.num_rounds)
 
     # 3. Tokens per second, and how far from the floor
-    num_tokens = (labels != IGNORED).sum().item()
+    num_tokens = (labels != IGNORE_INDEX).sum().item()
     flops = sum(2 * m * k * n * count for (m, k, n), count in products.items())
     rate = 4 * 2 * 1024**3 / seconds["square"]
     print(
@@ -349,7 +354,7 @@ def bucketing(args):
         for captions_per_image in sorted({args.captions_per_image, 1}, reverse=True):
             size = args.batch_sizes[0] * args.captions_per_image // captions_per_image
             labels = make_labels(8 * size, captions_per_image, args.vocab_size, random.Random(args.seed))
-            longest = (labels != IGNORED).sum(dim=-1).amax(dim=-1)
+            longest = (labels != IGNORE_INDEX).sum(dim=-1).amax(dim=-1)
             image_features = torch.rand(size, 1 if attention_type == "none" else NUM_REGIONS, NUM_CHANNELS)
             orders = {"as they come": torch.arange(len(labels)), "bucketed": longest.argsort()}
             ways = {

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from ..models.processing_cnnrnn import CnnRnnProcessor, load_rgb
+from ..models.loss_cnnrnn import IGNORE_INDEX
+from ..models.processing_cnnrnn import CnnRnnProcessor, load_image
 
 
-IGNORED = -100
 # Of JPEGs that are decoded at a part of their size. Without it, features of a MobileNetV2 have a cosine of 0.95 with those
 # of the whole image, with it 0.993; saving a JPEG at quality 75 in place of 90 gives 0.996.
 DRAFT_MARGIN = 1.5
@@ -151,14 +151,14 @@ def load_stored_image(value: dict | Image.Image | str, needed_side: int | None =
     if isinstance(value, dict):
         content = value["path"] if value.get("bytes") is None else value["bytes"]
     if needed_side is None or isinstance(content, Image.Image):
-        return load_rgb(content)
+        return load_image(content)
     try:
         image = Image.open(BytesIO(content) if isinstance(content, bytes) else content)
     except Exception:  # also of what is no image file but a URL, say
-        return load_rgb(content)
+        return load_image(content)
     with image:
         image.draft("RGB", (needed_side, needed_side))
-        return load_rgb(image)
+        return load_image(image)
 
 
 def collate_captions(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -171,7 +171,7 @@ def collate_captions(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """
     num_captions = max(1, *(len(example["labels"]) for example in examples))
     length = max((len(caption) for example in examples for caption in example["labels"]), default=1)
-    labels = torch.full((len(examples), num_captions, length), IGNORED)
+    labels = torch.full((len(examples), num_captions, length), IGNORE_INDEX)
     for row, example in zip(labels, examples, strict=True):
         for target, caption in zip(row, example["labels"], strict=False):
             target[: len(caption)] = torch.tensor(caption)

@@ -19,7 +19,7 @@ import fsspec
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from PIL import Image
 
-from ..models.processing_cnnrnn import load_rgb
+from ..models.processing_cnnrnn import load_image
 from .columns import CaptionColumns, listed
 from .sources import ImageFiles, Rows, local_folder, read_splits, split_names
 
@@ -201,7 +201,7 @@ def _load_image(image: Any, image_id: str) -> Image.Image:
     if isinstance(image, Mapping):
         name = image.get("path") or name
         image = _read_bytes(image)
-    return load_rgb(image, name=name)
+    return load_image(image, name=name)
 
 
 def _read_bytes(image: Mapping[str, Any]) -> bytes:

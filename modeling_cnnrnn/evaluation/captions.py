@@ -12,8 +12,9 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
-from ..data.batching import IGNORED, CaptionDataset, collate_captions
+from ..data.batching import CaptionDataset, collate_captions
 from ..metrics import CaptionScores, caption_metrics
+from ..models.loss_cnnrnn import IGNORE_INDEX
 from ..models.modeling_cnnrnn import CnnRnnForConditionalGeneration
 
 
@@ -130,7 +131,7 @@ def evaluation_loss(
     for batch in loader:
         del batch["broken"]
         batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-        num_tokens = (batch["labels"] != IGNORED).sum().item()
+        num_tokens = (batch["labels"] != IGNORE_INDEX).sum().item()
         with accelerator.autocast():
             loss = model(**batch, skip_logits=True, num_items_in_batch=1).loss
         total += torch.tensor([loss.item(), num_tokens], dtype=torch.float64)

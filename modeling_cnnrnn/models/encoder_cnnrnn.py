@@ -70,7 +70,7 @@ class CnnRnnEncoder(CnnRnnPreTrainedModel):
                 module.eval()
         return self
 
-    def extract_image_features(
+    def get_image_features(
         self, pixel_values: torch.Tensor, output_hidden_states: bool = False
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
         """
@@ -118,7 +118,7 @@ class CnnRnnEncoder(CnnRnnPreTrainedModel):
         """
         Args:
             pixel_values: `(batch_size, num_channels, height, width)`.
-            image_features: in place of `pixel_values`, what `extract_image_features` returned.
+            image_features: in place of `pixel_values`, what `get_image_features` returned.
 
         Returns:
             `last_hidden_state` `(batch_size, num_regions, embedding_size)`, what the decoder looks at. A decoder without
@@ -130,7 +130,7 @@ class CnnRnnEncoder(CnnRnnPreTrainedModel):
         if image_features is None:
             if output_hidden_states is None:
                 output_hidden_states = self.config.output_hidden_states
-            image_features, hidden_states = self.extract_image_features(pixel_values, bool(output_hidden_states))
+            image_features, hidden_states = self.get_image_features(pixel_values, bool(output_hidden_states))
         image_features = image_features.to(self.projection.weight.dtype)
         if self.config.attention_type == "none":
             image_features = image_features.mean(dim=1, keepdim=True)

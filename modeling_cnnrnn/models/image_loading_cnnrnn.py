@@ -20,7 +20,7 @@ except ImportError:
 ROUNDING = 1e-3
 
 
-def load_rgb(
+def load_image(
     image: Any, timeout: float | None = None, name: str = "image", input_data_format: str | None = None
 ) -> Image.Image:
     """
@@ -184,4 +184,4 @@ def is_unit_range(image: Any) -> bool:
     return isinstance(image, np.ndarray) and image.dtype.kind == "f" and bool(image.max() <= 1 + ROUNDING)
 
 
-__all__ = ["is_unit_range", "load_rgb"]
+__all__ = ["is_unit_range", "load_image"]

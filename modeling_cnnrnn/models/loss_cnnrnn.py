@@ -4,6 +4,9 @@ import torch
 from torch.autograd.function import once_differentiable
 
 
+IGNORE_INDEX = -100  # of labels that are not learned, as in torch and transformers
+
+
 def cross_entropy_(logits: torch.Tensor, targets: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
     """
     `F.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing)` that overwrites the logits.
@@ -43,4 +46,4 @@ class _CrossEntropy(torch.autograd.Function):
         return gradient * scale[:, None], None, None
 
 
-__all__ = ["cross_entropy_"]
+__all__ = ["IGNORE_INDEX", "cross_entropy_"]

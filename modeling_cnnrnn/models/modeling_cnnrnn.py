@@ -28,7 +28,7 @@ from .base_cnnrnn import CnnRnnPreTrainedModel, align_weights
 from .configuration_cnnrnn import CnnRnnConfig
 from .decoder_cnnrnn import CnnRnnDecoder
 from .encoder_cnnrnn import CnnRnnEncoder
-from .loss_cnnrnn import cross_entropy_
+from .loss_cnnrnn import IGNORE_INDEX, cross_entropy_
 from .recurrence_cnnrnn import CnnRnnCache
 
 
@@ -74,7 +74,7 @@ class CnnRnnModel(CnnRnnPreTrainedModel):
             decoder_attention_mask: as `decoder_input_ids`, 0 where a token is padding that the state must not read.
             encoder_outputs: what `get_encoder()` returned, in place of `pixel_values`.
             image_features: `(batch_size, num_regions, num_feature_channels)`, what
-                `get_encoder().extract_image_features` returned, in place of `pixel_values`.
+                `get_encoder().get_image_features` returned, in place of `pixel_values`.
             lengths: of training captions, `(batch_size * K,)`: what comes after them need not be computed.
 
         Returns:
@@ -190,7 +190,7 @@ class CnnRnnForConditionalGeneration(CnnRnnPreTrainedModel, GenerationMixin):
         """What the decoder reads to write `labels`, `(..., T)`: the same, one step later, after the start token."""
         decoder_input_ids = labels.new_full(labels.shape, self.config.decoder_start_token_id)
         decoder_input_ids[..., 1:] = labels[..., :-1]
-        return decoder_input_ids.masked_fill(decoder_input_ids == -100, self.config.pad_token_id)
+        return decoder_input_ids.masked_fill(decoder_input_ids == IGNORE_INDEX, self.config.pad_token_id)
 
     def _validate_generation_mode(self, generation_mode, generation_config, generation_mode_kwargs):
         super()._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)
@@ -332,7 +332,7 @@ class CnnRnnForConditionalGeneration(CnnRnnPreTrainedModel, GenerationMixin):
 
     def _is_token(self, labels: torch.Tensor) -> torch.Tensor:
         """Where `labels` hold something to learn."""
-        return (labels != -100) & (labels != self.config.pad_token_id)
+        return (labels != IGNORE_INDEX) & (labels != self.config.pad_token_id)
 
     @torch.no_grad()
     def _mix_in_own_words(

@@ -13,7 +13,7 @@ import transformers
 from PIL import Image
 from transformers import Pipeline
 
-from .image_loading_cnnrnn import load_rgb
+from .image_loading_cnnrnn import load_image
 from .processing_cnnrnn import CnnRnnProcessor
 
 
@@ -67,7 +67,7 @@ class ImageToTextPipeline(Pipeline):
         Write sentences about images.
 
         Args:
-            inputs: an image (of PIL, path, URL, `data:` URI, array or tensor, see `load_rgb`), a list or a batch of
+            inputs: an image (of PIL, path, URL, `data:` URI, array or tensor, see `load_image`), a list or a batch of
                 images, or a stream of them: a dataset, a column of one, `KeyDataset`, or a generator. Rows of a
                 dataset are dictionaries with an `"image"`. Also accepted as `images`, the name in transformers 4.
             prompt (`str`, *optional*): how the sentences begin; part of `generated_text`.
@@ -134,7 +134,7 @@ class ImageToTextPipeline(Pipeline):
             image = image["image"]
         if prompt is not None and not isinstance(prompt, str):
             raise ValueError(f"`prompt` is {prompt!r}: pass one string for all images.")
-        image = load_rgb(image, timeout=timeout, name="inputs")
+        image = load_image(image, timeout=timeout, name="inputs")
         return self.processor(images=image, text=prompt, return_tensors="pt").to(self.model.dtype)
 
     def _forward(self, model_inputs, return_scores=False, **generate_kwargs):

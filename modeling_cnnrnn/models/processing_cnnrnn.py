@@ -18,7 +18,8 @@ from transformers.processing_utils import ProcessingKwargs
 from transformers.tokenization_utils_base import TextInput
 from transformers.utils import to_py_obj
 
-from .image_loading_cnnrnn import is_unit_range, load_rgb
+from .image_loading_cnnrnn import is_unit_range, load_image
+from .loss_cnnrnn import IGNORE_INDEX
 
 
 try:
@@ -179,7 +180,7 @@ class CnnRnnProcessor(ProcessorMixin):
         Prepare images, prompts and captions for [`CnnRnnForConditionalGeneration`].
 
         Args:
-            images: an image or several: whatever [`load_rgb`] takes, lists of it, or a 4-D array or tensor. Whether
+            images: an image or several: whatever [`load_image`] takes, lists of it, or a 4-D array or tensor. Whether
                 an array is in [0, 1] or in [0, 255] is seen for each image; never pass `do_rescale=False` for it.
             text: prompts that the model continues, one for each image, or one string for all. `""` is no prompt.
             text_target (`str`, `list[str]` or `list[list[str]]`, *optional*): captions to learn, one for each image,
@@ -199,10 +200,10 @@ class CnnRnnProcessor(ProcessorMixin):
             - `labels` `(batch_size, T)` or `(batch_size, K, T)`: the caption and one `<eos>`, padded with -100.
 
         Raises:
-            ValueError: nothing is passed, or an empty list; an image is not usable (see [`load_rgb`]), or so narrow
+            ValueError: nothing is passed, or an empty list; an image is not usable (see [`load_image`]), or so narrow
                 that resizing it would fill the memory; a caption has no word, or no known word; the numbers of images,
                 prompts or captions do not fit.
-            OSError: an image cannot be read (see [`load_rgb`]).
+            OSError: an image cannot be read (see [`load_image`]).
         """
         merged = self._merge_kwargs(
             self.valid_processor_kwargs,  # type: ignore[arg-type]
@@ -239,7 +240,7 @@ class CnnRnnProcessor(ProcessorMixin):
                     f"`{name}` is in [0, 1] and `do_rescale` is False: leave `do_rescale` out, images in [0, 1] and in "
                     f"[0, 255] are told apart and scaled once."
                 )
-            image = load_rgb(sample, name=name, input_data_format=data_format)
+            image = load_image(sample, name=name, input_data_format=data_format)
             self._check_aspect_ratio(image, name, kwargs)
             rgb.append(image)
         return self.image_processor(rgb, **kwargs)
@@ -311,7 +312,7 @@ class CnnRnnProcessor(ProcessorMixin):
                     f"or build the tokenizer from captions like it."
                 )
             sentences.append([*ids[:limit], self.tokenizer.eos_token_id])
-        return _pad(sentences, -100, kwargs)
+        return _pad(sentences, IGNORE_INDEX, kwargs)
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         # an "<eos>" that somebody has typed is a word like any other
@@ -423,7 +424,7 @@ def _pad(sequences: list[list[int]], value: int, kwargs: dict[str, Any]) -> list
 
 def _without_ignored(sequence: list[int] | tuple[int, ...]) -> list[int]:
     """Token ids without the -100 that pads `labels`."""
-    return [token for token in sequence if token != -100]
+    return [token for token in sequence if token != IGNORE_INDEX]
 
 
 __all__ = ["CnnRnnProcessor"]

@@ -181,7 +181,7 @@ def _features_of(
             opened.append(Image.new("RGB", (64, 64)))
     pixel_values = processor(images=opened, images_kwargs={"return_tensors": "pt"})["pixel_values"]
     with torch.inference_mode():
-        features, _ = encoder.extract_image_features(pixel_values.to(encoder.device))
+        features, _ = encoder.get_image_features(pixel_values.to(encoder.device))
         if pooled:
             features = features.float().mean(dim=1, keepdim=True)
     array = features.half().cpu().numpy()

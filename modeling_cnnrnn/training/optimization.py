@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_scheduler
 
-from ..data.batching import IGNORED
+from ..models.loss_cnnrnn import IGNORE_INDEX
 from ..models.modeling_cnnrnn import CnnRnnForConditionalGeneration
 from .sharding import copy_from_whole_, in_one_piece, own_parts
 
@@ -213,5 +213,5 @@ def without_repeats(batches: Iterable[dict[str, Any]], accelerator: Accelerator,
     for batch in batches:
         state = accelerator.gradient_state
         if state.end_of_dataloader and state.remainder > 0:
-            batch["labels"][max(0, state.remainder - accelerator.process_index * batch_size) :] = IGNORED
+            batch["labels"][max(0, state.remainder - accelerator.process_index * batch_size) :] = IGNORE_INDEX
         yield batch

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ..data.batching import IGNORED
 from ..metrics import CiderD, DocumentFrequency, cut_after_eos
 from ..metrics.bleu import bleu
 from ..metrics.diversity import UNFINISHED_ENDINGS
 from ..metrics.ngrams import PairedCaptions, encode
+from ..models.loss_cnnrnn import IGNORE_INDEX
 from ..models.modeling_cnnrnn import CnnRnnForConditionalGeneration
 from ..models.recurrence_cnnrnn import CnnRnnCache
 
@@ -124,11 +124,11 @@ class SelfCritical:
         encoder = model.get_encoder()
         if "pixel_values" in inputs and not any(parameter.requires_grad for parameter in encoder.cnn.parameters()):
             # a frozen CNN sees the same in samples, greedy sentences and the training step
-            inputs["image_features"], _ = encoder.extract_image_features(inputs.pop("pixel_values"))
+            inputs["image_features"], _ = encoder.get_image_features(inputs.pop("pixel_values"))
 
         sequences = self._draw_samples(model, inputs)
         sentences = cut_after_eos(sequences.cpu().numpy(), self.tokenizer.eos_token_id)
-        is_learned = (captions != IGNORED).flatten(1).any(dim=1).cpu().numpy()
+        is_learned = (captions != IGNORE_INDEX).flatten(1).any(dim=1).cpu().numpy()
         is_learned &= [bool(self.references[row]) for row in rows]
         candidates = [
             sentences[start : start + self.num_samples] for start in range(0, len(sentences), self.num_samples)
@@ -147,14 +147,14 @@ class SelfCritical:
 
         is_end = sequences == self.tokenizer.eos_token_id
         is_behind_end = is_end.cumsum(dim=1) - is_end.long() > 0
-        labels = sequences.masked_fill(is_behind_end, IGNORED).unflatten(0, (len(rows), self.num_samples))
-        labels[torch.from_numpy(~is_learned).to(labels.device)] = IGNORED
+        labels = sequences.masked_fill(is_behind_end, IGNORE_INDEX).unflatten(0, (len(rows), self.num_samples))
+        labels[torch.from_numpy(~is_learned).to(labels.device)] = IGNORE_INDEX
         weights = torch.from_numpy(rewards - baseline).to(labels.device, torch.float32)
         if self.cross_entropy_weight:
             # one pass for both, which is also all that `DistributedDataParallel` allows before a backward pass
             length = max(labels.shape[-1], captions.shape[-1])
             padded = [
-                torch.nn.functional.pad(part, (0, length - part.shape[-1]), value=IGNORED)
+                torch.nn.functional.pad(part, (0, length - part.shape[-1]), value=IGNORE_INDEX)
                 for part in (labels, captions)
             ]
             labels = torch.cat(padded, dim=1)

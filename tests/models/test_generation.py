@@ -189,7 +189,7 @@ def test_num_beams_above_the_vocabulary_is_refused(make_model, pixel_values):
 @pytest.mark.parametrize("attention_type", ["none", "additive"])
 def test_stored_features_stand_for_the_pixels(make_model, pixel_values, attention_type, options):
     model = make_model(attention_type=attention_type)
-    features, _ = model.get_encoder().extract_image_features(pixel_values)
+    features, _ = model.get_encoder().get_image_features(pixel_values)
     encoder_outputs = model.get_encoder()(pixel_values)
     sentences = []
     for inputs in (

@@ -358,15 +358,15 @@ def test_a_frozen_cnn_drops_no_path(make_model, pixel_values):
     model = make_model(encoder=encoder.to_dict())
     model.train()
     model.freeze_encoder()
-    features = [model.get_encoder().extract_image_features(pixel_values)[0] for _ in range(8)]
+    features = [model.get_encoder().get_image_features(pixel_values)[0] for _ in range(8)]
     assert all(torch.equal(f, features[0]) for f in features)
 
 
 def test_a_frozen_cnn_keeps_no_activations(tiny_model, pixel_values):
     encoder = tiny_model.train().get_encoder()
-    assert encoder.extract_image_features(pixel_values)[0].requires_grad
+    assert encoder.get_image_features(pixel_values)[0].requires_grad
     tiny_model.freeze_encoder()
-    assert not encoder.extract_image_features(pixel_values)[0].requires_grad
+    assert not encoder.get_image_features(pixel_values)[0].requires_grad
     assert encoder(pixel_values).last_hidden_state.requires_grad  # the projection learns
 
 

@@ -260,7 +260,7 @@ def test_masked_tokens_are_not_read(any_model, pixel_values):
 def test_image_features_and_encoder_outputs_stand_for_the_pixels(any_model, pixel_values, labels):
     encoder = any_model.get_encoder()
     expected = any_model(pixel_values, labels=labels)
-    features, _ = encoder.extract_image_features(pixel_values)
+    features, _ = encoder.get_image_features(pixel_values)
     assert features.shape == (3, 16, 16)
     outputs = encoder(pixel_values)
     for inputs in ({"image_features": features}, {"encoder_outputs": outputs}, {"encoder_outputs": outputs.to_tuple()}):
@@ -433,7 +433,7 @@ def test_vision_feature_layer_chooses_what_is_looked_at(make_model, pixel_values
     model = make_model(vision_feature_layer=layer, attention_type="additive")
     encoder = model.get_encoder()
     expected = encoder.cnn(pixel_values, output_hidden_states=True).hidden_states[index]
-    features, _ = encoder.extract_image_features(pixel_values)
+    features, _ = encoder.get_image_features(pixel_values)
     assert torch.equal(features, expected.flatten(2).transpose(1, 2))
     assert encoder(pixel_values).last_hidden_state.shape == (3, expected[0, 0].numel(), 12)
 
@@ -518,7 +518,7 @@ def test_labels_without_a_word_are_refused(tiny_model, pixel_values, nothing):
 
 
 def test_an_image_is_given_in_one_way(tiny_model, pixel_values, labels):
-    features, _ = tiny_model.get_encoder().extract_image_features(pixel_values)
+    features, _ = tiny_model.get_encoder().get_image_features(pixel_values)
     for inputs in ({}, {"pixel_values": pixel_values, "image_features": features}):
         with pytest.raises(ValueError, match="either `pixel_values` or `image_features`"):
             tiny_model(**inputs, labels=labels)

@@ -18,7 +18,7 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-from modeling_cnnrnn.models.processing_cnnrnn import CnnRnnProcessor, load_rgb
+from modeling_cnnrnn.models.processing_cnnrnn import CnnRnnProcessor, load_image
 from modeling_cnnrnn.models.tokenization_cnnrnn import build_tokenizer
 
 
@@ -39,8 +39,8 @@ def pixels() -> np.ndarray:
 
 
 def rgb(image, **options) -> np.ndarray:
-    """What `load_rgb` makes of an image."""
-    loaded = load_rgb(image, **options)
+    """What `load_image` makes of an image."""
+    loaded = load_image(image, **options)
     assert (type(loaded), loaded.mode) == (Image.Image, "RGB")
     return np.asarray(loaded)
 
@@ -125,7 +125,7 @@ def test_three_channels_are_found_where_other_sizes_fit_too():
 )
 def test_a_wrong_shape_is_an_error(shape):
     with pytest.raises(ValueError, match=r"`image` has the shape \("):
-        load_rgb(np.zeros(shape, dtype=np.uint8))
+        load_image(np.zeros(shape, dtype=np.uint8))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -139,7 +139,7 @@ def test_a_pixel_that_is_no_number_is_an_error_that_names_the_image(processor, p
 @pytest.mark.parametrize("convert", [lambda x: x / 127.5 - 1, lambda x: x * 300.0, lambda x: x.astype(int) - 9])
 def test_pixels_out_of_range_are_an_error(pixels, convert):
     with pytest.raises(ValueError, match=r"`image` holds values from .* before they are normalised"):
-        load_rgb(convert(pixels))
+        load_image(convert(pixels))
 
 
 def test_not_rescaling_an_image_in_the_unit_range_is_an_error(processor, pixels):
@@ -246,20 +246,20 @@ def test_images_may_be_mixed_in_a_list(processor, tmp_path, pixels):
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nothing\.jpg'\) does not exist") as caught:
-        load_rgb(tmp_path / "nothing.jpg")
+        load_image(tmp_path / "nothing.jpg")
     assert isinstance(caught.value.__cause__, FileNotFoundError)
 
 
 def test_a_url_that_fails_is_named(server):
     with pytest.raises(OSError, match=r"nothing\.jpg'\) cannot be downloaded: .*404") as caught:
-        load_rgb(f"{server}/nothing.jpg")
+        load_image(f"{server}/nothing.jpg")
     assert caught.value.__cause__ is not None
 
 
 def test_a_text_file_is_named(tmp_path):
     (tmp_path / "text.jpg").write_text("not an image")
     with pytest.raises(ValueError, match=r"text\.jpg'\) is not an image that can be read") as caught:
-        load_rgb(tmp_path / "text.jpg")
+        load_image(tmp_path / "text.jpg")
     assert caught.value.__cause__ is not None
 
 
@@ -273,14 +273,14 @@ def test_a_truncated_file_is_named(tmp_path, processor, pixels):
         processor(images=str(tmp_path / "half.jpg"))
     assert isinstance(caught.value.__cause__, OSError)
     with pytest.raises(ValueError, match=r"half\.jpg'\) is not an image"):  # an image that was opened, not yet read
-        load_rgb(Image.open(tmp_path / "half.jpg"))
+        load_image(Image.open(tmp_path / "half.jpg"))
 
 
 def test_a_decompression_bomb_is_named(tmp_path, monkeypatch):
     Image.new("1", (100, 100)).save(tmp_path / "bomb.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(ValueError, match=r"bomb\.png'\) is too large") as caught:
-        load_rgb(tmp_path / "bomb.png")
+        load_image(tmp_path / "bomb.png")
     assert isinstance(caught.value.__cause__, Image.DecompressionBombError)
 
 

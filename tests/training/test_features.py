@@ -26,7 +26,7 @@ def seen(captioner, processor, images) -> np.ndarray:
     """What the CNN makes of images."""
     pixel_values = processor(images=images, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
-        return captioner.get_encoder().extract_image_features(pixel_values)[0].numpy()
+        return captioner.get_encoder().get_image_features(pixel_values)[0].numpy()
 
 
 def test_the_first_view_is_the_plain_image_and_the_others_go_augmented_through_the_cnn(
@@ -78,7 +78,7 @@ def test_views_depend_on_their_seed_and_augmentation_alone(pictures, processor, 
 def test_a_view_that_was_stopped_goes_on_where_it_stood(pictures, processor, captioner, tmp_path):
     options = {"batch_size": 4, "save_steps": 1, "num_views": 2, "augmentation": RandomResizedCrop()}
     expected, _ = compute_image_features(captioner, processor, pictures, tmp_path / "whole", **options)
-    extract, calls = captioner.get_encoder().extract_image_features, []
+    extract, calls = captioner.get_encoder().get_image_features, []
 
     def stop_at_the_fifth(pixel_values):
         calls.append(len(pixel_values))
@@ -86,7 +86,7 @@ def test_a_view_that_was_stopped_goes_on_where_it_stood(pictures, processor, cap
             raise KeyboardInterrupt
         return extract(pixel_values)
 
-    captioner.get_encoder().extract_image_features = stop_at_the_fifth
+    captioner.get_encoder().get_image_features = stop_at_the_fifth
     with pytest.raises(KeyboardInterrupt):
         compute_image_features(captioner, processor, pictures, tmp_path / "stopped", **options)
     views, _ = compute_image_features(captioner, processor, pictures, tmp_path / "stopped", **options)

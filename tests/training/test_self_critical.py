@@ -11,7 +11,7 @@ from modeling_cnnrnn.models.tokenization_cnnrnn import build_tokenizer
 from modeling_cnnrnn.training.self_critical import SelfCritical, encode_references, turn_off_dropout
 
 
-IGNORED, PAD, BOS, END, UNKNOWN = -100, 0, 1, 2, 3
+IGNORE_INDEX, PAD, BOS, END, UNKNOWN = -100, 0, 1, 2, 3
 
 # of three words
 CAPTIONS = [["a b", "b a"], ["b c", "c"], ["c a"], ["c c"]]
@@ -47,7 +47,7 @@ def all_sentences(words, length):
     """Each sentence of at most `length` tokens, as labels: those that end, and those that are cut off."""
     for size in range(length):
         for sentence in itertools.product(words, repeat=size):
-            yield [*sentence, END] + [IGNORED] * (length - size - 1)
+            yield [*sentence, END] + [IGNORE_INDEX] * (length - size - 1)
     yield from map(list, itertools.product(words, repeat=length))
 
 
@@ -67,10 +67,10 @@ def test_the_gradient_is_that_of_the_expected_reward(make_writer, tokenizer, bas
 
     # the expected reward, over every sentence there is
     sentences = torch.tensor(list(all_sentences([UNKNOWN, *range(4, len(tokenizer))], 3)))
-    rewards = self_critical.score([[np.array([i for i in s if i != IGNORED]) for s in sentences.tolist()]], [0])[0]
+    rewards = self_critical.score([[np.array([i for i in s if i != IGNORE_INDEX]) for s in sentences.tolist()]], [0])[0]
     logits = model(image_features=features, labels=sentences[None]).logits[0]
     token_log_probs = logits.log_softmax(-1).gather(2, sentences.clamp(min=0)[..., None]).squeeze(-1)
-    probabilities = (token_log_probs * (sentences != IGNORED)).sum(-1).exp()
+    probabilities = (token_log_probs * (sentences != IGNORE_INDEX)).sum(-1).exp()
     assert probabilities.sum().item() == pytest.approx(1, abs=1e-5)
     (probabilities @ torch.tensor(rewards, dtype=torch.float32)).neg().backward()
     expected = gradient(model)
@@ -90,7 +90,7 @@ def test_the_gradient_is_that_of_the_expected_reward(make_writer, tokenizer, bas
 def test_a_sample_is_compared_with_the_other_samples_alone(make_writer, tokenizer, batch):
     self_critical = SelfCritical(tokenizer, CAPTIONS, num_samples=3)
     sampled, statistics = self_critical.sample(make_writer(), batch, [0, 1, 2, 3])
-    samples = [[ids[ids != IGNORED].numpy() for ids in row] for row in sampled["labels"]]
+    samples = [[ids[ids != IGNORE_INDEX].numpy() for ids in row] for row in sampled["labels"]]
     rewards = torch.tensor(self_critical.score(samples, [0, 1, 2, 3]), dtype=torch.float32)
     others = torch.stack([rewards[:, [1, 2]], rewards[:, [0, 2]], rewards[:, [0, 1]]], dim=1).mean(-1)
     assert rewards.std() > 0
@@ -109,7 +109,7 @@ def test_the_greedy_baseline_is_what_the_model_writes_when_used(make_writer, tok
     sequences = model.eval().generate(image_features=batch["image_features"], num_beams=1)[:, 1:]
     greedy = [[ids[: ids.tolist().index(END) + 1].numpy() if END in ids else ids.numpy()] for ids in sequences]
     baseline = self_critical.score(greedy, [0, 1, 2, 3])
-    samples = [[ids[ids != IGNORED].numpy() for ids in row] for row in sampled["labels"]]
+    samples = [[ids[ids != IGNORE_INDEX].numpy() for ids in row] for row in sampled["labels"]]
     rewards = self_critical.score(samples, [0, 1, 2, 3])
     np.testing.assert_allclose(sampled["caption_weights"], rewards - baseline, atol=1e-5)
     assert statistics["baseline"] == pytest.approx(baseline.mean())
@@ -158,15 +158,15 @@ def test_samples_hold_one_end_token_and_nothing_behind_it(make_writer, tokenizer
         if END in caption:
             num_ended += 1
             end = caption.index(END)
-            assert set(caption[end + 1 :]) <= {IGNORED}
-            assert IGNORED not in caption[:end]
+            assert set(caption[end + 1 :]) <= {IGNORE_INDEX}
+            assert IGNORE_INDEX not in caption[:end]
         else:  # it reached the limit of eight tokens, of which the first is the start token, and is given no end
             assert len(caption) == 7
-            assert IGNORED not in caption
+            assert IGNORE_INDEX not in caption
     assert 0 < num_ended < len(captions)
     assert statistics["without_end"] == pytest.approx(1 - num_ended / len(captions))
     assert statistics["length"] == pytest.approx(
-        ((captions != IGNORED) & (captions != END)).sum().item() / len(captions)
+        ((captions != IGNORE_INDEX) & (captions != END)).sum().item() / len(captions)
     )
 
 
@@ -186,7 +186,7 @@ def test_samples_go_on_about_their_own_image_when_others_have_ended(make_writer,
     ends = (expected == END).long().cumsum(dim=1) - (expected == END).long() > 0
     assert len(set((~ends).sum(dim=1).tolist())) > 1
     for sample in sampled["labels"].unbind(1):
-        assert torch.equal(sample, expected.masked_fill(ends, IGNORED))
+        assert torch.equal(sample, expected.masked_fill(ends, IGNORE_INDEX))
 
 
 def test_without_dropout_what_is_drawn_is_what_is_learned(make_writer, batch):
@@ -217,19 +217,19 @@ def test_equal_rewards_teach_nothing(make_writer, tokenizer, batch, baseline):
 
 
 def test_images_without_labels_are_not_learned_from(make_writer, tokenizer, batch):
-    batch["labels"][1] = IGNORED  # as of an image that could not be read
+    batch["labels"][1] = IGNORE_INDEX  # as of an image that could not be read
     references = [*CAPTIONS[:3], [""]]  # and one whose caption has no word
     self_critical = SelfCritical(tokenizer, references)
     sampled, statistics = self_critical.sample(make_writer(), batch, [0, 1, 2, 3])
-    is_learned = (sampled["labels"] != IGNORED).any(-1)
+    is_learned = (sampled["labels"] != IGNORE_INDEX).any(-1)
     assert is_learned[[0, 2]].all()
     assert not is_learned[[1, 3]].any()
     assert not sampled["caption_weights"][[1, 3]].any()
-    samples = [[ids[ids != IGNORED].numpy() for ids in sampled["labels"][image]] for image in (0, 2)]
+    samples = [[ids[ids != IGNORE_INDEX].numpy() for ids in sampled["labels"][image]] for image in (0, 2)]
     assert statistics["reward"] == pytest.approx(self_critical.score(samples, [0, 2]).mean())
-    batch["labels"][:] = IGNORED
+    batch["labels"][:] = IGNORE_INDEX
     sampled, statistics = self_critical.sample(make_writer(), batch, [0, 1, 2, 3])
-    assert not (sampled["labels"] != IGNORED).any()
+    assert not (sampled["labels"] != IGNORE_INDEX).any()
     assert statistics["reward"] == statistics["baseline"] == 0
 
 
@@ -267,7 +267,7 @@ def test_document_frequencies_are_of_the_references_and_can_be_kept(tokenizer, t
 
 def test_captions_of_the_batch_are_learned_beside_the_samples(make_writer, tokenizer, batch):
     model = make_writer().train()
-    labels = batch["labels"] = torch.tensor([[[4, 5, END], [6, END, IGNORED]]] * 4)
+    labels = batch["labels"] = torch.tensor([[[4, 5, END], [6, END, IGNORE_INDEX]]] * 4)
     sampled, _ = SelfCritical(tokenizer, CAPTIONS, cross_entropy_weight=0.3).sample(model, batch, [0, 1, 2, 3])
     torch.testing.assert_close(sampled["labels"][:, 5:, :3], labels)
     loss = model(**sampled, num_items_in_batch=1).loss

@@ -138,7 +138,7 @@ def test_stored_features_are_a_safetensors_file(pictures, processor, captioner, 
 def test_features_that_were_stopped_go_on_where_they_stood(pictures, processor, captioner, tmp_path):
     expected, _ = compute_image_features(captioner, processor, pictures, tmp_path / "whole", batch_size=2)
     seen = []
-    extract = captioner.get_encoder().extract_image_features
+    extract = captioner.get_encoder().get_image_features
 
     def stop_at_the_third(pixel_values):
         seen.append(len(pixel_values))
@@ -146,7 +146,7 @@ def test_features_that_were_stopped_go_on_where_they_stood(pictures, processor, 
             raise KeyboardInterrupt
         return extract(pixel_values)
 
-    captioner.get_encoder().extract_image_features = stop_at_the_third
+    captioner.get_encoder().get_image_features = stop_at_the_third
     for _ in range(2):
         try:
             features, _ = compute_image_features(
