@@ -94,10 +94,6 @@ SMALL_CNN = {
 }
 
 
-def collate_with_ids(examples: list[dict]) -> dict:
-    return collate_captions(examples) | {"image_ids": [example["image_id"] for example in examples]}
-
-
 def main():
     data_args, model_args, args, stage_args = parse_arguments(
         [CaptionDataArguments, CaptionModelArguments, TrainingArguments, StageArguments], __doc__
@@ -246,7 +242,7 @@ def main():
             args.per_device_train_batch_size,
             sampler=RandomSampler(train_dataset, generator=order),
             generator=order,  # else each new iterator would draw from the generator of the dropout
-            collate_fn=collate_with_ids,
+            collate_fn=collate_captions,
             num_workers=args.dataloader_num_workers,
         )
     )
@@ -294,7 +290,6 @@ def main():
         if is_main:
             output_dir.mkdir(parents=True, exist_ok=True)
             self_critical.document_frequency.save(output_dir / "document_frequency.safetensors")
-    row_of = {image_id: row for row, image_id in enumerate(train_dataset.image_ids)}
 
     # 5. Where it stands: all that `trainer_state.json` holds
     state: dict = {
@@ -437,8 +432,8 @@ def main():
                 )
                 options = {"scheduled_sampling_probability": sampling} if sampling else {}
             for index, batch in enumerate(micro_batches):
-                state["broken_images"] |= dict(batch.pop("broken"))
-                rows = [row_of[image_id] for image_id in batch.pop("image_ids")]
+                state["broken_images"] |= {train_dataset.image_ids[row]: reason for row, reason in batch.pop("broken")}
+                rows = batch.pop("rows")
                 if stage.self_critical:
                     with accelerator.autocast():  # drawn with the precision that is learned with
                         micro_batches[index], statistics = self_critical.sample(model, batch, rows)

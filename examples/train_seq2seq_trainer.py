@@ -73,7 +73,7 @@ class TrainingArguments(Seq2SeqTrainingArguments):
 
 def collate(examples: list[dict]) -> dict[str, torch.Tensor]:
     batch = collate_captions(examples)
-    del batch["broken"]  # no tensor; all images have been looked at before
+    del batch["rows"], batch["broken"]  # no tensors; all images have been looked at before
     if batch["labels"].shape[1] == 1:  # evaluation pads labels of two dimensions only
         batch["labels"] = batch["labels"].squeeze(1)
     return batch

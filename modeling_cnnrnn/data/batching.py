@@ -75,9 +75,8 @@ class CaptionDataset(Dataset):
         self.seed = seed
         self.epoch = 0
         captions: list[list[str]] = dataset["captions"][:]
-        tokens = iter(processor.tokenizer([c for row in captions for c in row], add_special_tokens=False)["input_ids"])
-        end = [processor.tokenizer.eos_token_id]
-        self.labels = [[next(tokens)[: max_length - 1] + end for _ in row] for row in captions]
+        labels = iter(processor.encode_captions([caption for row in captions for caption in row], max_length))
+        self.labels = [[next(labels) for _ in row] for row in captions]
         # a caption of unknown words teaches only to write <unk>
         unlearnable = {processor.tokenizer.unk_token_id, processor.tokenizer.eos_token_id}
         self.num_captions_left_out = sum(unlearnable.issuperset(caption) for row in self.labels for caption in row)
@@ -101,7 +100,7 @@ class CaptionDataset(Dataset):
         labels = self.labels[index]
         if len(labels) > self.captions_per_image:
             labels = rng.sample(labels, self.captions_per_image)
-        example: dict[str, Any] = {"labels": labels, "image_id": self.image_ids[index]}
+        example: dict[str, Any] = {"labels": labels, "row": index}
         error = self.broken.get(index)
         if self.image_features is not None:
             view = rng.choice(self.image_features) if len(self.image_features) > 1 else self.image_features[0]
@@ -167,7 +166,8 @@ def collate_captions(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     Returns:
         `pixel_values` `(B, 3, H, W)` or `image_features` `(B, R, C)`; `labels` `(B, K, T)` padded with -100, K being the
-        largest number of captions of one image; `broken`, what could not be read, as (image id, reason).
+        largest number of captions of one image; `rows`, the place of each image in its dataset; `broken`, (row, reason)
+        of each image that could not be read.
     """
     num_captions = max(1, *(len(example["labels"]) for example in examples))
     length = max((len(caption) for example in examples for caption in example["labels"]), default=1)
@@ -179,7 +179,8 @@ def collate_captions(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         name: torch.stack([example[name] for example in examples]),
         "labels": labels,
-        "broken": [(example["image_id"], example["error"]) for example in examples if "error" in example],
+        "rows": [example["row"] for example in examples],
+        "broken": [(example["row"], example["error"]) for example in examples if "error" in example],
     }
 
 

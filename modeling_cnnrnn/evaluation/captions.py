@@ -65,14 +65,14 @@ def generate_captions(
     was_training = model.training
     model.eval()
     captions: list[GeneratedCaption] = []
-    broken: dict[str, str] = {}
+    broken: set[int] = set()
     for start, batch in enumerate(progress(loader, desc="Captions", unit="batch", disable=rank > 0, leave=False)):
         batch_rows = rows[start * batch_size : (start + 1) * batch_size]
         with accelerator.autocast() if accelerator else nullcontext():
             captions += _caption_batch(model, dataset, batch, batch_rows, with_attention, generate_kwargs)
-        broken |= dict(batch["broken"])
+        broken |= {row for row, _ in batch["broken"]}
     model.train(was_training)
-    captions = [caption for caption in captions if dataset.image_ids[caption.row] not in broken]
+    captions = [caption for caption in captions if caption.row not in broken]
     if num_processes > 1:
         captions = sorted(gather_object(captions), key=lambda caption: caption.row)
     return captions
@@ -129,8 +129,7 @@ def evaluation_loss(
     model.eval()
     total = torch.zeros(2, dtype=torch.float64)
     for batch in loader:
-        del batch["broken"]
-        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+        batch = {name: value.to(model.device) for name, value in batch.items() if name not in ("rows", "broken")}
         num_tokens = (batch["labels"] != IGNORE_INDEX).sum().item()
         with accelerator.autocast():
             loss = model(**batch, skip_logits=True, num_items_in_batch=1).loss

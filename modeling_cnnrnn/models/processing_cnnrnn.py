@@ -298,21 +298,35 @@ class CnnRnnProcessor(ProcessorMixin):
         per_image = sizes.pop()
         return [labels[i : i + per_image] for i in range(0, len(labels), per_image)]
 
+    def encode_captions(self, captions: list[str], max_length: int | None = None) -> list[list[int]]:
+        """
+        Encode captions as the model learns them: the token ids of the words, and one `<eos>`.
+
+        Args:
+            captions: sentences; an `<eos>` typed in one of them is a word like any other.
+            max_length: largest number of tokens with the `<eos>`, which stays when the words at the end are cut off.
+
+        Returns:
+            The labels of each caption, not padded; those of a caption without a word are the `<eos>` alone.
+        """
+        limit = None if max_length is None else max_length - 1
+        return [[*ids[:limit], self.tokenizer.eos_token_id] for ids in self._encode(captions)] if captions else []
+
     def _labels(self, captions: list[str], kwargs: dict[str, Any]) -> list[list[int]]:
-        """Token ids and one `<eos>`, padded with -100 to one length."""
+        """Labels padded with -100 to one length."""
         _check_strings(captions, "text_target")
         limit = _max_length(kwargs, 1)
-        sentences = []
-        for caption, ids in zip(captions, self._encode(captions), strict=True):
-            if not ids:
+        labels = self.encode_captions(captions, None if limit is None else limit + 1)
+        for caption, ids in zip(captions, labels, strict=True):
+            words = set(ids[:-1])
+            if not words:
                 raise ValueError(f"`text_target` holds the caption {caption!r}, which has no word: leave it out.")
-            if set(ids) == {self.tokenizer.unk_token_id}:
+            if words == {self.tokenizer.unk_token_id}:
                 raise ValueError(
                     f"`text_target` holds the caption {caption!r}, of which the tokenizer knows no word: leave it out, "
                     f"or build the tokenizer from captions like it."
                 )
-            sentences.append([*ids[:limit], self.tokenizer.eos_token_id])
-        return _pad(sentences, IGNORE_INDEX, kwargs)
+        return _pad(labels, IGNORE_INDEX, kwargs)
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         # an "<eos>" that somebody has typed is a word like any other
