@@ -28,8 +28,8 @@ from modeling_cnnrnn.cli.arguments import parse_arguments
 from modeling_cnnrnn.cli.errors import user_errors
 from modeling_cnnrnn.data.batching import CaptionDataset, load_stored_image
 from modeling_cnnrnn.data.loading import load_caption_dataset
-from modeling_cnnrnn.data.shapes.language import Meaning, parse_caption
-from modeling_cnnrnn.evaluation.captions import GeneratedCaption, evaluation_loss, generate_captions, score_captions
+from modeling_cnnrnn.data.shapes.language import hallucination_scores
+from modeling_cnnrnn.evaluation.captions import evaluation_loss, generate_captions, score_captions
 from modeling_cnnrnn.evaluation.gallery import GalleryRow, write_gallery
 from modeling_cnnrnn.evaluation.provenance import provenance
 from modeling_cnnrnn.files import whole_folder, write_json
@@ -143,7 +143,9 @@ def main():
             "not_computed": scores.not_computed,
         }
         if scenes is not None:
-            results[f"beam {num_beams}"] |= hallucination_scores(captions, scenes)
+            results[f"beam {num_beams}"] |= hallucination_scores(
+                [caption.caption for caption in captions], [scenes[caption.row] for caption in captions]
+            )
         logger.info("\nBeam %d, %.0f images per second:\n%s", num_beams, len(captions) / seconds, scores)
     if not accelerator.is_main_process:
         return
@@ -233,31 +235,6 @@ def choose_pictures(scores: Sequence[float], wrong: Sequence[int] = ()) -> dict[
     chosen = {index: f"{name}-{place}.png" for name, group in groups.items() for place, index in enumerate(group, 1)}
     others = [index for index in wrong if index not in chosen][:NUM_PICTURES]
     return chosen | {index: f"wrong-{place}.png" for place, index in enumerate(others, 1)}
-
-
-def hallucination_scores(captions: Sequence[GeneratedCaption], scenes: Sequence[str]) -> dict[str, float]:
-    """
-    CHAIR of `shapes`: things such as "red circle" that sentences name and pictures do not show
-    (https://arxiv.org/abs/1809.02156).
-
-    Returns:
-        `CHAIRs`, the share of sentences with such a thing; `CHAIRi`, their share of the things named, each counted once
-        in a sentence; `unreadable`, the share of sentences that are not of the language, in which nothing is counted.
-    """
-    named, invented, hallucinating, unreadable = 0, 0, 0, 0
-    for caption in captions:
-        claim = parse_caption(caption.caption)
-        if claim is None:
-            unreadable += 1
-            continue
-        names = {thing.name for thing in claim.things}
-        absent = names - {thing.name for thing in Meaning.from_json(scenes[caption.row]).things}
-        named, invented, hallucinating = named + len(names), invented + len(absent), hallucinating + bool(absent)
-    return {
-        "CHAIRs": hallucinating / len(captions),
-        "CHAIRi": invented / max(named, 1),
-        "unreadable": unreadable / len(captions),
-    }
 
 
 if __name__ == "__main__":

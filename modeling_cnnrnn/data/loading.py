@@ -21,6 +21,7 @@ from PIL import Image
 
 from ..models.processing_cnnrnn import load_image
 from .columns import CaptionColumns, listed
+from .shapes import SCENE
 from .sources import ImageFiles, Rows, local_folder, read_splits, split_names
 
 
@@ -33,8 +34,6 @@ FEATURES = datasets.Features(
         "image_id": datasets.Value("string"),
     }
 )
-# kept where a dataset has it: what a picture of `shapes` shows
-SCENE = "scene"
 # other names of the splits; Karpathy's `restval` are the images of COCO's validation set that all papers train on
 SPLITS = {"restval": "train", "val": "validation", "valid": "validation", "dev": "validation"}
 

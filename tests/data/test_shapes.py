@@ -5,6 +5,7 @@ import random
 import numpy as np
 import pytest
 
+from modeling_cnnrnn.data.shapes import scenes_of
 from modeling_cnnrnn.data.shapes.drawing import RGB, build_shapes, combinations, draw_scene, is_held_out, sample_scene
 from modeling_cnnrnn.data.shapes.language import (
     ACTIONS,
@@ -15,7 +16,9 @@ from modeling_cnnrnn.data.shapes.language import (
     Meaning,
     Thing,
     _readings,
+    checker,
     describe,
+    hallucination_scores,
     is_correct,
     parse_caption,
 )
@@ -26,7 +29,7 @@ def shapes():
     return build_shapes(num_train=400, num_validation=100, num_test=100, seed=3)
 
 
-def scenes_of(dataset):
+def meanings_of(dataset):
     return [Meaning.from_json(scene) for scene in dataset["scene"]]
 
 
@@ -131,10 +134,32 @@ def test_other_wordings_are_right_and_other_meanings_wrong(scene, right, wrong):
     assert [c for c in wrong if is_correct(c, scene)] == []
 
 
+def test_captions_are_checked_against_the_picture_of_their_row(shapes):
+    rows = shapes["test"]
+    is_right = checker(scenes_of(rows))
+    assert all(is_right(caption, row) for row, captions in enumerate(rows["captions"]) for caption in captions)
+    others = [is_right(captions[0], row - 1) for row, captions in enumerate(rows["captions"])]
+    assert sum(others) < len(others) / 10
+    assert scenes_of(rows.remove_columns("scene")) is None
+
+
+def test_objects_that_are_not_there_are_counted():
+    scene = still("above", RED_CIRCLE, "small plain blue star").to_json()
+    captions = [
+        "a red circle above a blue star",
+        "a blue star above a red circle",  # wrong, but both are there
+        "a red circle above a green star",
+        "a a red",
+    ]
+    assert hallucination_scores(captions, [scene] * 4) == {"CHAIRs": 1 / 4, "CHAIRi": 1 / 6, "unreadable": 1 / 4}
+    with pytest.raises(ValueError, match="`captions` is empty"):
+        hallucination_scores([], [])
+
+
 def test_a_change_of_meaning_is_noticed_in_every_sentence(shapes):
     """Swap two colors, two shapes or the roles, or change a count: what was right is wrong."""
     rng = random.Random(0)
-    for scene in scenes_of(shapes["train"]):
+    for scene in meanings_of(shapes["train"]):
         caption = describe(scene, rng)
         claim = parse_caption(caption)
         things = list(claim.things)
@@ -150,7 +175,7 @@ def test_the_same_words_can_mean_different_pictures(shapes):
     """No bag of words tells a picture from its twin; the checker does."""
     rng = random.Random(0)
     twins = 0
-    for scene in scenes_of(shapes["test"]):
+    for scene in meanings_of(shapes["test"]):
         if scene.relation not in RELATIONS:
             continue
         twin = Meaning(scene.relation, scene.roles[::-1])
@@ -167,14 +192,14 @@ def test_the_same_words_can_mean_different_pictures(shapes):
 
 def test_test_combinations_never_occur_in_training(shapes):
     known = set().union(
-        *(combinations(scene) for split in ("train", "validation") for scene in scenes_of(shapes[split]))
+        *(combinations(scene) for split in ("train", "validation") for scene in meanings_of(shapes[split]))
     )
     assert not any(map(is_held_out, known))
-    for scene in scenes_of(shapes["test"]):
+    for scene in meanings_of(shapes["test"]):
         assert combinations(scene) - known
     for table, name in ((COLORS, "color"), (SHAPES, "kind")):  # each part of a combination is well known
         counts = [
-            sum(getattr(thing, name) == value for s in scenes_of(shapes["train"]) for thing in s.things)
+            sum(getattr(thing, name) == value for s in meanings_of(shapes["train"]) for thing in s.things)
             for value in table
         ]
         assert min(counts) > 50

@@ -61,7 +61,7 @@ def build_shapes(
     Draw the dataset. The same arguments give the same bytes, whatever `num_proc`.
 
     Columns: `image` (PNG), `image_id`, `captions` (five sentences) and `scene` (JSON, for
-    [`~modeling_cnnrnn.data.shapes_meaning.is_correct`]). Splits: `train`, `validation`, and `test` with combinations
+    [`~modeling_cnnrnn.data.shapes.language.is_correct`]). Splits: `train`, `validation`, and `test` with combinations
     of objects that neither of them shows.
     """
     features = datasets.Features(

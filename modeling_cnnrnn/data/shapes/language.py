@@ -301,3 +301,50 @@ def _match(claimed: Sequence[Thing], present: Sequence[Thing]) -> bool:
     if len(claimed) != len(present):
         return False
     return any(all(map(Thing.fits, claimed, order)) for order in itertools.permutations(present))
+
+
+def checker(scenes: Sequence[str]) -> Callable[[str, int], bool]:
+    """
+    Make the function that says whether a caption is right.
+
+    Args:
+        scenes: what the picture of each row shows, as [`~modeling_cnnrnn.data.shapes.scenes_of`] returns it.
+
+    Returns:
+        A function of a caption and the number of its row, see [`is_correct`].
+    """
+    return lambda caption, row: is_correct(caption, scenes[row])
+
+
+def hallucination_scores(captions: Sequence[str], scenes: Sequence[str]) -> dict[str, float]:
+    """
+    Compute CHAIR of `shapes` (https://arxiv.org/abs/1809.02156): objects such as "red circle" that captions name and
+    pictures do not show.
+
+    Args:
+        captions: any texts, one for each picture.
+        scenes: what each of these pictures shows.
+
+    Returns:
+        `CHAIRs`, the share of captions with such an object; `CHAIRi`, their share of the objects named, each counted once
+        in a caption; `unreadable`, the share of captions that cannot be parsed, in which no object is counted.
+
+    Raises:
+        ValueError: there are no captions, or another number of scenes.
+    """
+    if not captions:
+        raise ValueError("`captions` is empty: pass at least one caption.")
+    named, invented, hallucinating, unreadable = 0, 0, 0, 0
+    for caption, scene in zip(captions, scenes, strict=True):
+        claim = parse_caption(caption)
+        if claim is None:
+            unreadable += 1
+            continue
+        names = {thing.name for thing in claim.things}
+        absent = names - {thing.name for thing in Meaning.from_json(scene).things}
+        named, invented, hallucinating = named + len(names), invented + len(absent), hallucinating + bool(absent)
+    return {
+        "CHAIRs": hallucinating / len(captions),
+        "CHAIRi": invented / max(named, 1),
+        "unreadable": unreadable / len(captions),
+    }
