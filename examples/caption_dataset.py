@@ -34,7 +34,7 @@ import transformers
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list, set_seed
 from datasets.table import InMemoryTable, embed_table_storage
-from huggingface_hub import DatasetCard, DatasetCardData, HfApi, get_token
+from huggingface_hub import DatasetCardData, HfApi, get_token
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -46,7 +46,7 @@ from modeling_cnnrnn.data.batching import load_stored_image
 from modeling_cnnrnn.data.columns import CaptionColumns, listed
 from modeling_cnnrnn.data.sources import ImageFiles, local_folder, read_splits, split_names
 from modeling_cnnrnn.evaluation.provenance import provenance
-from modeling_cnnrnn.files import write_json
+from modeling_cnnrnn.files import atomic_path, write_json, write_text
 
 
 logger = logging.getLogger("caption_dataset")
@@ -387,10 +387,8 @@ def write_part(path: Path, rows: datasets.Dataset, written: datasets.Dataset) ->
                 index, table.field(name), pyarrow.compute.if_else(pyarrow.array(there), table[name], None)
             )
     rows = datasets.Dataset(InMemoryTable(embed_table_storage(table)))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    datasets.concatenate_datasets([rows, written], axis=1).to_parquet(partial)
-    os.replace(partial, path)
+    with atomic_path(path) as partial:
+        datasets.concatenate_datasets([rows, written], axis=1).to_parquet(partial)
 
 
 def find_broken(parts: list[Part], output_dir: Path) -> list[dict[str, Any]]:
@@ -421,9 +419,7 @@ def save_card(output_dir: Path, splits: dict[str, datasets.Dataset], text: str) 
     data = DatasetCardData(
         task_categories=["image-to-text"], configs=[{"config_name": "default", "data_files": data_files}]
     )
-    partial = output_dir / "README.md.partial"
-    DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{text}").save(partial)
-    os.replace(partial, output_dir / "README.md")
+    write_text(output_dir / "README.md", f"---\n{data.to_yaml()}\n---\n\n{text}")
 
 
 def push(output_dir: Path, args: CaptionDatasetArguments, text: str) -> str:

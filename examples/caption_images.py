@@ -22,6 +22,7 @@ from transformers import set_seed
 from modeling_cnnrnn import CnnRnnForConditionalGeneration, CnnRnnProcessor, load_image
 from modeling_cnnrnn.cli.arguments import parse_arguments
 from modeling_cnnrnn.cli.errors import user_errors
+from modeling_cnnrnn.files import atomic_path, write_text
 
 
 FORMATS = (".csv", ".jsonl", ".parquet")
@@ -66,17 +67,14 @@ def find_images(sources: list[str]) -> list[str]:
 
 def write_table(path: Path, rows: list[dict]) -> None:
     """Write rows whole or not at all, in the format of the file's ending."""
-    partial = path.with_name(path.name + ".partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".jsonl":
-        with partial.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     else:
         import pandas
 
         table = pandas.DataFrame(rows)
-        table.to_csv(partial, index=False) if path.suffix == ".csv" else table.to_parquet(partial, index=False)
-    os.replace(partial, path)
+        with atomic_path(path) as partial:
+            table.to_csv(partial, index=False) if path.suffix == ".csv" else table.to_parquet(partial, index=False)
 
 
 def main():

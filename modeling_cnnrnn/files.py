@@ -1,21 +1,64 @@
-"""Files and folders that are written whole or not at all."""
+"""
+Write files and folders whole or not at all.
+
+If the disk is full or the process is killed, the old content is still there. New files have the permissions that the umask
+gives, also those that a library has written with permissions of its own (safetensors 0.8: 0600).
+"""
 
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from accelerate import Accelerator
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 @contextmanager
-def whole_folder(path: str | os.PathLike, accelerator: Accelerator | None = None) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """
-    A folder to write into, which takes the place of `path` when all went well.
+    Yield a temporary path to write a file to, which replaces the file at `path` when all went well.
 
-    If the disk is full or the process is killed, what stood at `path` before still stands there.
+    Folders that `path` needs are made. The temporary file is beside `path`, `<name>.partial`; an error removes it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.unlink(missing_ok=True)  # of a process that was killed, perhaps with other permissions
+    try:
+        partial.touch()
+        mode = stat.S_IMODE(partial.stat().st_mode)
+        yield partial
+        partial.chmod(mode)
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write a UTF-8 text file whole or not at all."""
+    with atomic_path(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | os.PathLike, content: Any, indent: int = 2) -> None:
+    """Write a JSON file whole or not at all."""
+    write_text(path, json.dumps(content, indent=indent, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def whole_folder(path: str | os.PathLike, accelerator: "Accelerator | None" = None) -> Iterator[Path]:
+    """
+    Yield a temporary folder to write into, which replaces the folder at `path` when all went well.
+
+    A process that is killed while the two change places leaves the old folder as `<name>.previous`; the next call
+    puts it back first.
 
     Args:
         accelerator: of a training on several processes, all of which write into the folder.
@@ -25,17 +68,22 @@ def whole_folder(path: str | os.PathLike, accelerator: Accelerator | None = None
     is_main = accelerator is None or accelerator.is_main_process
     wait = accelerator.wait_for_everyone if accelerator is not None else lambda: None
     if is_main:
-        if previous.exists() and not path.exists():  # killed between the two renames below
+        if previous.exists() and not path.exists():
             previous.rename(path)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     wait()
     try:
         yield partial
+        wait()
+        if is_main:
+            mode = partial.stat().st_mode & 0o666  # of the folder, which is new: what the umask gives to a file
+            for file in partial.rglob("*"):
+                if file.is_file():
+                    file.chmod(mode)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    wait()
     if is_main:
         shutil.rmtree(previous, ignore_errors=True)
         if path.exists():
@@ -45,19 +93,8 @@ def whole_folder(path: str | os.PathLike, accelerator: Accelerator | None = None
 
 
 def copy_files(source: str | os.PathLike, target: str | os.PathLike) -> None:
-    """Copy the files of a folder into another, each of them whole or not at all; what else is there stays."""
+    """Copy the files of a folder into another, each of them whole or not at all; other files there stay."""
     for path in Path(source).rglob("*"):
-        copy = Path(target) / path.relative_to(source)
         if path.is_file():
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            partial = copy.with_name(copy.name + ".partial")
-            shutil.copy2(path, partial)
-            os.replace(partial, copy)
-
-
-def write_json(path: str | os.PathLike, content) -> None:
-    """Write a JSON file whole or not at all."""
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+            with atomic_path(Path(target) / path.relative_to(source)) as partial:
+                shutil.copyfile(path, partial)

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from collections import defaultdict
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +12,9 @@ from urllib.parse import unquote, urlsplit
 
 import datasets
 from datasets import Dataset, DatasetDict, IterableDataset
+from huggingface_hub.utils import WeakFileLock
+
+from ..files import whole_folder
 
 
 Rows: TypeAlias = Dataset | IterableDataset
@@ -66,13 +68,11 @@ def _draw_shapes(cache_dir: str | None) -> DatasetDict:
 
     code = b"".join(Path(str(module.__file__)).read_bytes() for module in (drawing, language))
     folder = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / f"shapes-{hashlib.sha256(code).hexdigest()[:16]}"
-    if not folder.exists():
-        partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-        drawing.build_shapes(num_proc=os.cpu_count() or 1).save_to_disk(partial)
-        try:
-            partial.rename(folder)
-        except OSError:  # another process was faster
-            shutil.rmtree(partial)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(f"{folder}.lock"):  # several processes of a training ask at once, and one of them draws
+        if not folder.exists():
+            with whole_folder(folder) as partial:
+                drawing.build_shapes(num_proc=os.cpu_count() or 1).save_to_disk(partial)
     return DatasetDict(datasets.load_from_disk(str(folder)))
 
 

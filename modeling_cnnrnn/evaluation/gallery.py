@@ -17,6 +17,8 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader
 from PIL import Image, ImageOps
 
+from ..files import write_text
+
 
 VEIL_SIZE = 32  # pixels of an attention map in the page, whatever the CNN's grid
 VEIL_OPACITY = 0.82
@@ -77,13 +79,7 @@ def write_gallery(
     page = environment.get_template("gallery.html.jinja").render(
         title=title, summary=summary or {}, rows=[_prepare(row, thumbnail_size) for row in rows]
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        unfinished.write_text(page, encoding="utf-8")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_text(path, page)
     return path
 
 

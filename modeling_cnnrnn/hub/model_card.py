@@ -39,7 +39,7 @@ from safetensors import safe_open
 from ..cli.arguments import parse_arguments
 from ..cli.errors import user_errors
 from ..data.shapes.drawing import build_shapes
-from ..files import whole_folder
+from ..files import whole_folder, write_text
 from .redaction import Redaction
 from .remote_code import AUTO_MAP, CUSTOM_PIPELINES
 
@@ -257,9 +257,7 @@ def write_model_card(
     body = re.sub(r"\n{3,}", "\n\n", re.sub(r"[ \t]+\n", "\n", body)).strip()
     text = f"---\n{metadata.to_yaml()}\n---\n\n{body}\n"
     path = output_dir / "README.md"
-    partial = path.with_name("README.md.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, text)
     return path
 
 

@@ -12,6 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from ..files import write_json
 from .diversity import caption_health
 from .scores import METRICS, CaptionScores, caption_metrics, group_by_image
 
@@ -102,7 +103,7 @@ def write(path: Path, scores: CaptionScores, health: dict[str, float], predictio
         for i, image in enumerate(scores.image_ids)
     ]
     content = {"scores": scores, "not_computed": scores.not_computed, "health": health, "images": images}
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(path, content, indent=1)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from ..files import atomic_path
 from .ngrams import (
     MAX_N,
     Caption,
@@ -140,12 +141,12 @@ class DocumentFrequency:
         return cls(len(references), keys, counts, numbering if numbering else None)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes a safetensors file, whole or not at all."""
+        """Write a safetensors file whole or not at all."""
         tensors = {f"keys_{n}": keys for n, keys in enumerate(self.keys, start=1)}
         tensors |= {f"counts_{n}": counts for n, counts in enumerate(self.counts, start=1)}
-        partial = f"{os.fspath(path)}.partial"
-        save_file(tensors, partial, {"num_images": str(self.num_images), "vocabulary": json.dumps(self.vocabulary)})
-        os.replace(partial, path)
+        metadata = {"num_images": str(self.num_images), "vocabulary": json.dumps(self.vocabulary)}
+        with atomic_path(path) as partial:
+            save_file(tensors, partial, metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "DocumentFrequency":

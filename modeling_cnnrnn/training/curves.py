@@ -12,6 +12,8 @@ from PIL import Image
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+from ..files import atomic_path
+
 
 def save_caption_sheet(
     path: str | os.PathLike,
@@ -75,8 +77,6 @@ def save_training_curves(
 
 def _save(figure, path: str | os.PathLike) -> None:
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, dpi=110, bbox_inches="tight", format=path.suffix.removeprefix("."))
+    with atomic_path(path) as partial:
+        figure.savefig(partial, dpi=110, bbox_inches="tight", format=path.suffix.removeprefix("."))
     plt.close(figure)
-    os.replace(partial, path)
