@@ -88,14 +88,14 @@ def main():
     with accelerator.main_process_first():
         splits = load_caption_dataset(
             args.dataset_name,
-            args.dataset_config_name,
-            args.dataset_revision,
-            args.data_dir,
-            args.image_dir,
-            args.image_column,
-            args.caption_column,
-            args.image_id_column,
-            args.split_column,
+            dataset_config_name=args.dataset_config_name,
+            dataset_revision=args.dataset_revision,
+            data_dir=args.data_dir,
+            image_dir=args.image_dir,
+            image_column=args.image_column,
+            caption_column=args.caption_column,
+            image_id_column=args.image_id_column,
+            split_column=args.split_column,
         )
     if args.split not in splits:
         raise ValueError(f"`split` is '{args.split}', but the dataset has the splits {list(splits)}.")

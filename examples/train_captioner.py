@@ -53,7 +53,7 @@ from modeling_cnnrnn.data.batching import (
     collate_captions,
     load_stored_image,
 )
-from modeling_cnnrnn.data.loading import load_caption_dataset, split_dataset
+from modeling_cnnrnn.data.loading import load_dataset_from, split_dataset
 from modeling_cnnrnn.evaluation.captions import evaluation_loss, generate_captions, score_captions
 from modeling_cnnrnn.evaluation.provenance import EnergyMeter, peak_memory, provenance
 from modeling_cnnrnn.files import copy_files, whole_folder, write_json
@@ -134,17 +134,7 @@ def main():
 
     # 1. The data: rows of image, image_id and captions
     with accelerator.main_process_first():
-        splits = load_caption_dataset(
-            data_args.dataset_name,
-            data_args.dataset_config_name,
-            data_args.dataset_revision,
-            data_args.data_dir,
-            data_args.image_dir,
-            data_args.image_column,
-            data_args.caption_column,
-            data_args.image_id_column,
-            data_args.split_column,
-        )
+        splits = load_dataset_from(data_args)
     if data_args.train_split not in splits:
         raise ValueError(f"`train_split` is '{data_args.train_split}', but the dataset has the splits {list(splits)}.")
     if data_args.validation_split not in splits:

@@ -135,29 +135,36 @@ def _needed_side(image_processor, augmentation) -> int | None:
     return math.ceil(DRAFT_MARGIN * max(sides) / share)
 
 
-def load_stored_image(value: dict | Image.Image | str, needed_side: int | None = None) -> Image.Image:
+def load_stored_image(
+    value: dict | Image.Image | str | None, needed_side: int | None = None, name: str = "image"
+) -> Image.Image:
     """
-    An RGB image from a cell of an image column, decoded or not.
+    Load the RGB image in a cell of an image column, decoded or not.
 
     Args:
+        value: the cell.
         needed_side: if given, a JPEG is decoded at a half, a quarter or an eighth of its size where neither of its sides
-            becomes shorter than this.
+            becomes shorter than this many pixels.
+        name: what errors call an image that has no file name.
 
     Raises:
-        OSError, ValueError: the image is broken.
+        OSError, ValueError: the image is broken, or there is none.
     """
     content: Any = value
     if isinstance(value, dict):
         content = value["path"] if value.get("bytes") is None else value["bytes"]
+        name = (value.get("path") if content is value.get("bytes") else None) or name
+    if content is None:
+        raise ValueError(f"`{name}`: the row has no image.")
     if needed_side is None or isinstance(content, Image.Image):
-        return load_image(content)
+        return load_image(content, name=name)
     try:
         image = Image.open(BytesIO(content) if isinstance(content, bytes) else content)
-    except Exception:  # also of what is no image file but a URL, say
-        return load_image(content)
+    except Exception:  # not an image file, but a URL perhaps
+        return load_image(content, name=name)
     with image:
         image.draft("RGB", (needed_side, needed_side))
-        return load_image(image)
+        return load_image(image, name=name)
 
 
 def collate_captions(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -1,28 +1,27 @@
 """
-Any captioning dataset, by name: every layout becomes rows of `image`, `captions` and `image_id`.
+Load a captioning dataset by its name: every layout becomes rows of `image`, `captions` and `image_id`.
 
-Images are not decoded here. Rows that carry one caption each are grouped, so that a row is an image.
+Images are not decoded here. Rows that have one caption each are grouped, so that a row is an image.
 """
 
 import logging
 import os
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from functools import partial
 from itertools import chain
 from typing import Any
 
 import datasets
-import fsspec
-from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
-from PIL import Image
+from datasets import Dataset, DatasetDict
 
-from ..models.processing_cnnrnn import load_image
+from .arguments import DatasetArguments
+from .batching import load_stored_image
 from .columns import CaptionColumns, listed
 from .shapes import SCENE
-from .sources import ImageFiles, Rows, local_folder, read_splits, split_names
+from .sources import ImageFiles, local_folder, read_splits, split_names
 
 
 logger = logging.getLogger(__name__)
@@ -40,6 +39,7 @@ SPLITS = {"restval": "train", "val": "validation", "valid": "validation", "dev":
 
 def load_caption_dataset(
     dataset_name: str | os.PathLike,
+    *,
     dataset_config_name: str | None = None,
     dataset_revision: str | None = None,
     data_dir: str | os.PathLike | None = None,
@@ -48,13 +48,12 @@ def load_caption_dataset(
     caption_column: str | None = None,
     image_id_column: str | None = None,
     split_column: str | None = None,
-    streaming: bool = False,
     cache_dir: str | os.PathLike | None = None,
-) -> DatasetDict | IterableDatasetDict:
+) -> DatasetDict:
     """
-    Load a captioning dataset in whatever layout it comes.
+    Load a captioning dataset of any layout.
 
-    Which columns were taken is logged in one line (level INFO), what was left out as a warning.
+    The columns that are used are logged in one line (level INFO), and what is left out as a warning.
 
     Args:
         dataset_name: one of
@@ -65,26 +64,30 @@ def load_caption_dataset(
             - files: `.parquet`, `.csv`, webdataset `.tar` (patterns such as `shards/*.tar` too), and `.json` in COCO's
               format, as a Karpathy split, as a list of records or as lines.
             Several, separated by commas, give the splits of all: `captions_train2017.json,captions_val2017.json`.
+        dataset_config_name: configuration of a dataset of the Hub.
+        dataset_revision: commit, tag or branch of a dataset of the Hub.
         data_dir: folder of the dataset to read, as in `datasets.load_dataset`.
         image_dir: folder of the images for datasets that only name them; defaults to the folder of a local dataset.
         image_column: column of images, of file names or of URLs whose files are in `image_dir`.
         caption_column: column or columns of captions: a name, names separated by commas, or a pattern (`caption_*`).
         image_id_column: column that tells one image from another. Rows of one image are grouped by it.
-        split_column: column that tells the split of each row, for datasets that keep all rows in one.
-        streaming: read while iterating. Images come undecoded as `{"bytes", "path"}` (see [`decode_image`]), rows are
-            not grouped, and where `image_id` is the row number it depends on the order of reading.
+        split_column: column with the split of each row, for datasets that keep all rows in one.
+        cache_dir: folder of the cache; defaults to that of `datasets`.
 
     Returns:
         The splits, with the columns `image`, `captions` (a list), `image_id` (a string) and, if there is one, `scene`.
         `val`, `valid` and `dev` are called `validation`; `restval` is a part of `train`.
+
+    Raises:
+        ValueError: the dataset cannot be read, or its columns cannot be told apart.
     """
     dataset_name = os.fspath(dataset_name)
     root, images, cache = (path if path is None else os.fspath(path) for path in (data_dir, image_dir, cache_dir))
     columns = {"image_column": image_column, "caption_column": caption_column, "image_id_column": image_id_column}
-    loaded: dict[str, Rows] = {}
+    loaded: dict[str, Dataset] = {}
     for name in split_names(dataset_name):
         try:
-            raw = read_splits(name, dataset_config_name, dataset_revision, root, streaming, cache)
+            raw = read_splits(name, dataset_config_name, dataset_revision, root, cache)
             layout = _find_layout(raw, columns, split_column, images or local_folder(name, root))
             splits = _standardize(name, raw, layout)
         except (OSError, ValueError) as error:
@@ -93,27 +96,28 @@ def load_caption_dataset(
         if twice := loaded.keys() & splits.keys():
             raise ValueError(f"Several of `{dataset_name}` have the split `{min(twice)}`: name one of them only.")
         loaded |= splits
-    return IterableDatasetDict(loaded) if streaming else DatasetDict(loaded)
+    return DatasetDict(loaded)
 
 
-def references_by_image(dataset: Rows) -> dict[str, list[str]]:
-    """The captions of every image, in the order of the images. No image is decoded."""
-    rows: Iterable[tuple[str, list[str]]]
-    if isinstance(dataset, Dataset):
-        rows = zip(dataset["image_id"][:], dataset["captions"][:], strict=True)
-    else:
-        rows = ((row["image_id"], row["captions"]) for row in dataset.select_columns(["image_id", "captions"]))
+def load_dataset_from(arguments: DatasetArguments) -> DatasetDict:
+    """Load the captioning dataset that the options of a script or command name, see [`load_caption_dataset`]."""
+    options = {field.name: getattr(arguments, field.name) for field in fields(DatasetArguments)}
+    return load_caption_dataset(**options)
+
+
+def references_by_image(dataset: Dataset) -> dict[str, list[str]]:
+    """Gather the captions of every image, in the order of the images. No image is decoded."""
     captions = defaultdict(list)
-    for image_id, texts in rows:
+    for image_id, texts in zip(dataset["image_id"][:], dataset["captions"][:], strict=True):
         captions[image_id].append(texts)
     return {image_id: _merge(lists) for image_id, lists in captions.items()}
 
 
 def group_by_image(dataset: Dataset) -> Dataset:
     """
-    One row per image with all its captions, where rows carried one caption each. No image is decoded.
+    Group rows of one caption each into one row per image. No image is decoded.
 
-    [`load_caption_dataset`] has done it already; a dataset that is in order comes back as it is.
+    [`load_caption_dataset`] has done it already; a dataset with one row per image is returned unchanged.
     """
     image_ids = dataset["image_id"][:]
     first: dict[str, int] = {}
@@ -124,14 +128,14 @@ def group_by_image(dataset: Dataset) -> Dataset:
     references = references_by_image(dataset)
     captions = [references[image_id] if first[image_id] == index else [] for index, image_id in enumerate(image_ids)]
     grouped = Dataset.from_dict({"captions": captions}, features=datasets.Features(captions=FEATURES["captions"]))
-    # columns first, rows then: columns can't be put beside selected rows without copying the images
+    # columns before rows: columns cannot be put beside selected rows without copying the images
     return _beside(dataset.remove_columns("captions"), grouped).select(list(first.values()))
 
 
 def split_dataset(dataset: Dataset, validation_share: float = 0.1, seed: int = 0) -> DatasetDict:
     """Put a random share of the images into a validation split, each with all its captions."""
     if not 0 < validation_share < 1:
-        raise ValueError(f"`validation_share` is {validation_share}: it must lie between 0 and 1.")
+        raise ValueError(f"`validation_share` is {validation_share}: pass a number between 0 and 1.")
     image_ids = dataset["image_id"][:]
     images = sorted(set(image_ids))
     if len(images) < 2:
@@ -149,19 +153,6 @@ def split_dataset(dataset: Dataset, validation_share: float = 0.1, seed: int = 0
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def decode_image(example: Mapping[str, Any]) -> Image.Image | None:
-    """
-    The RGB picture of a row, or `None` with a warning that names the image and says what is wrong with it.
-
-    Cast the column with `datasets.Image(decode=False)`: otherwise a broken image raises while the row is read.
-    """
-    try:
-        return _load_image(example["image"], example["image_id"])
-    except (OSError, ValueError) as error:
-        logger.warning("Image `%s` is skipped: %s", example["image_id"], error)
-        return None
-
-
 def check_images(dataset: Dataset, num_proc: int | None = None) -> tuple[Dataset, list[tuple[str, str]]]:
     """
     Decode every image once.
@@ -173,7 +164,7 @@ def check_images(dataset: Dataset, num_proc: int | None = None) -> tuple[Dataset
     reasons = undecoded.map(
         _check_image,
         remove_columns=undecoded.column_names,
-        # a file may have been mended or broken since
+        # a file may have changed since
         load_from_cache_file=False,
         keep_in_memory=True,
         num_proc=num_proc,
@@ -187,32 +178,14 @@ def check_images(dataset: Dataset, num_proc: int | None = None) -> tuple[Dataset
 
 def _check_image(row: Mapping[str, Any]) -> dict[str, str]:
     try:
-        _load_image(row["image"], row["image_id"])
+        load_stored_image(row["image"], name=f"image {row['image_id']}")
     except (OSError, ValueError) as error:
         return {"reason": str(error)}
     return {"reason": ""}
 
 
-def _load_image(image: Any, image_id: str) -> Image.Image:
-    if image is None:
-        raise ValueError("the row has no image.")
-    name = f"image {image_id}"
-    if isinstance(image, Mapping):
-        name = image.get("path") or name
-        image = _read_bytes(image)
-    return load_image(image, name=name)
-
-
-def _read_bytes(image: Mapping[str, Any]) -> bytes:
-    if image["bytes"] is not None:
-        return image["bytes"]
-    # streamed folders name files of the Hub (hf://) and of archives (zip://)
-    with fsspec.open(image["path"], "rb") as file:
-        return file.read()
-
-
 # --------------------------------------------------------------------------------------------------------------------
-# Mapping: splits as they are -> rows of image, captions, image_id
+# Splits as they are -> rows of image, captions, image_id
 # --------------------------------------------------------------------------------------------------------------------
 
 
@@ -224,9 +197,9 @@ class _Layout:
 
 
 def _find_layout(
-    raw: Mapping[str, Rows], given: Mapping[str, str | None], split_column: str | None, folder: str | None
+    raw: Mapping[str, Dataset], given: Mapping[str, str | None], split_column: str | None, folder: str | None
 ) -> _Layout:
-    features = _features(next(iter(raw.values())))
+    features = next(iter(raw.values())).features
     columns = CaptionColumns.infer(features, **given)
     if columns.embedded:
         files = None
@@ -245,64 +218,42 @@ def _find_layout(
     return _Layout(columns, files, split_column)
 
 
-def _features(rows: Rows) -> Mapping[str, Any]:
-    if rows.features is None:  # a stream of text files: only its rows tell
-        rows = Dataset.from_list(list(rows.take(1)))
-    return rows.features
-
-
-def _guess_split_column(raw: Mapping[str, Rows]) -> str | None:
-    """`"split"`, if all rows are in one split and say that they belong to several."""
+def _guess_split_column(raw: Mapping[str, Dataset]) -> str | None:
+    """Find the column `"split"` of a dataset whose rows are all in one split and name several."""
     (rows, *others) = raw.values()
-    if others or isinstance(rows, IterableDataset) or "split" not in rows.column_names:
+    if others or "split" not in rows.column_names:
         return None
     named = {SPLITS.get(split, split) for split in rows.unique("split")}
     return "split" if len(named) > 1 and named <= {"train", "validation", "test"} else None
 
 
-def _standardize(name: str, raw: Mapping[str, Rows], layout: _Layout) -> dict[str, Rows]:
-    parts: dict[str, list[Rows]] = defaultdict(list)
+def _standardize(name: str, raw: Mapping[str, Dataset], layout: _Layout) -> dict[str, Dataset]:
+    parts: dict[str, list[Dataset]] = defaultdict(list)
     for split, rows in raw.items():
         parts["" if layout.split_column else SPLITS.get(split, split)].append(rows)
-    splits: dict[str, Rows] = {}
+    splits: dict[str, Dataset] = {}
     for split, some in parts.items():
         rows = datasets.concatenate_datasets(some)
-        if isinstance(rows, IterableDataset):
-            splits |= _standardize_stream(rows, split, layout)
-        elif len(rows):
+        if len(rows):
             splits |= _standardize_rows(rows, split, layout)
     if not splits:
         folder = f" in `{layout.files.folder}`" if layout.files else ""
-        raise ValueError(f"no row has both a caption and an image{folder}; taken were: {layout.columns}.")
-    sizes = [f"{split} ({len(rows)} images)" if isinstance(rows, Dataset) else split for split, rows in splits.items()]
+        raise ValueError(f"no row has both a caption and an image{folder}; the columns used were: {layout.columns}.")
+    sizes = [f"{split} ({len(rows)} images)" for split, rows in splits.items()]
     logger.info("`%s`: %s; %s.", name, layout.columns, ", ".join(sizes))
     return splits
 
 
-def _standardize_rows(rows: Dataset, split: str, layout: _Layout) -> dict[str, Rows]:
+def _standardize_rows(rows: Dataset, split: str, layout: _Layout) -> dict[str, Dataset]:
+    """One row per image, in the split that its row names if there is a column of splits."""
     columns = layout.columns
-    kept = [name for name in (SCENE, layout.split_column) if name in rows.column_names]
-    sources = [name for name in rows.column_names if name in {*columns.sources, *kept}]
+    kept = [name for name in (SCENE, layout.split_column) if name is not None and name in rows.column_names]
     images = None
     if columns.embedded:
         images = rows.select_columns([columns.image])
         images = images if columns.image == "image" else images.rename_column(columns.image, "image")
         images = images.cast_column("image", FEATURES["image"])
-    table = rows.select_columns(sources).map(
-        partial(_read_rows, layout=layout, names=None if images is None else _file_names(images)),
-        batched=True,
-        with_indices=True,
-        remove_columns=[name for name in sources if name not in kept],
-        features=datasets.Features(
-            {name: feature for name, feature in FEATURES.items() if name != "image" or images is None}
-            | {"num_empty": datasets.Value("int64"), "missing": datasets.Value("string")}
-            | {name: rows.features[name] for name in kept}
-        ),
-        # a cache would know neither of changes in `image_dir` nor of those in this code
-        load_from_cache_file=False,
-        keep_in_memory=True,
-        desc=" ".join(["Reading captions", split]).strip(),
-    )
+    table = _read_table(rows, split, layout, kept, None if images is None else _file_names(images))
     num_empty = sum(table["num_empty"][:])
     table = group_by_image(table if images is None else _beside(images, table))
     _warn(table, split or "the dataset", num_empty, layout)
@@ -315,6 +266,32 @@ def _standardize_rows(rows: Dataset, split: str, layout: _Layout) -> dict[str, R
     for index, value in enumerate(table[layout.split_column][:]):
         by_split[SPLITS.get(value, value)].append(index)
     return {value: table.select_columns(names).select(indices) for value, indices in by_split.items()}
+
+
+def _read_table(rows: Dataset, split: str, layout: _Layout, kept: list[str], names: list[str] | None) -> Dataset:
+    """
+    Read captions, ids and, where images are named only, their files.
+
+    Args:
+        kept: columns that stay as they are.
+        names: file names of the images, which identify them if no column does.
+    """
+    sources = [name for name in rows.column_names if name in {*layout.columns.sources, *kept}]
+    return rows.select_columns(sources).map(
+        partial(_read_rows, layout=layout, names=names),
+        batched=True,
+        with_indices=True,
+        remove_columns=[name for name in sources if name not in kept],
+        features=datasets.Features(
+            {name: feature for name, feature in FEATURES.items() if name != "image" or not layout.columns.embedded}
+            | {"num_empty": datasets.Value("int64"), "missing": datasets.Value("string")}
+            | {name: rows.features[name] for name in kept}
+        ),
+        # a cache would know neither changes in `image_dir` nor those in this code
+        load_from_cache_file=False,
+        keep_in_memory=True,
+        desc=" ".join(["Reading captions", split]).strip(),
+    )
 
 
 def _read_rows(
@@ -343,7 +320,7 @@ def _read_row(row: Mapping[str, Any], default_id: str, layout: _Layout) -> dict[
 
 
 def _warn(table: Dataset, split: str, num_empty: int, layout: _Layout) -> None:
-    """Count and name what is left out."""
+    """Count and name the captions and images that are left out."""
     if num_empty:
         logger.warning("Left out of %s: empty captions (%d).", split, num_empty)
     rows = list(zip(table["image_id"][:], table["captions"][:], table["missing"][:], strict=True))
@@ -362,7 +339,7 @@ def _some(names: list[str], number: int = 10) -> str:
 
 
 def _file_names(images: Dataset) -> list[str] | None:
-    """Paths below their common folder, where images are files and not a part of the table."""
+    """Paths below their common folder, if all images are files beside the table."""
     contents, files = images.data.column("image").flatten()
     if contents.null_count < len(images) or files.null_count:
         return None
@@ -371,53 +348,11 @@ def _file_names(images: Dataset) -> list[str] | None:
     return [os.path.relpath(path, folder) for path in paths]
 
 
-def _standardize_stream(rows: IterableDataset, split: str, layout: _Layout) -> dict[str, Rows]:
-    features = _features(rows)
-    streams = {split: rows}
-    if layout.split_column is not None:  # the names in a stream are known at its end only
-        names = {split: {split} for split in ("train", "validation", "test")}
-        for name, split in SPLITS.items():
-            names[split].add(name)
-        streams = {split: rows.filter(partial(_is_in, layout.split_column, names[split])) for split in names}
-    kept = {SCENE: features[SCENE]} if SCENE in features else {}
-    read = partial(_read_streamed_row, layout=layout)
-    options = {
-        "with_indices": True,
-        "remove_columns": [name for name in features if name not in kept],
-        "features": datasets.Features({**FEATURES, "image": datasets.Image(decode=False), **kept}),
-    }
-    return {split: stream.map(read, **options).filter(_has_captions) for split, stream in streams.items()}
-
-
-def _read_streamed_row(row: Mapping[str, Any], index: int, layout: _Layout) -> dict[str, Any]:
-    image: Any = row[layout.columns.image] if layout.columns.embedded else None
-    if isinstance(image, bytes):
-        image = {"bytes": image, "path": None}
-    file = image["path"] if image is not None and image["bytes"] is None else None
-    read = _read_row(row, os.path.basename(file) if file else str(index), layout)
-    if layout.files is None:
-        read["image"] = image
-    elif read["image"] is not None:
-        read["image"] = {"bytes": None, "path": read["image"]}
-    if not read["captions"]:
-        reason = f"`{read['missing']}` is not found" if read["missing"] else "it has no caption"
-        logger.warning("Image `%s` is skipped: %s.", read["image_id"], reason)
-    return {name: read[name] for name in FEATURES}
-
-
-def _has_captions(row: Mapping[str, Any]) -> bool:
-    return bool(row["captions"])
-
-
-def _is_in(column: str, values: set[str], row: Mapping[str, Any]) -> bool:
-    return row[column] in values
-
-
 def _beside(left: Dataset, right: Dataset) -> Dataset:
     return datasets.concatenate_datasets([left, right], axis=1)
 
 
 def _merge(lists: list[list[str]]) -> list[str]:
-    """The captions of an image from its rows: each has some, or each has all."""
+    """Merge the captions of an image from its rows, each of which has some of them, or all."""
     has_all = len(lists[0]) > 1 and all(captions == lists[0] for captions in lists)
     return lists[0] if has_all else list(chain.from_iterable(lists))

@@ -1,4 +1,4 @@
-"""Where a dataset comes from: its name to splits as they are, and the names of its images to files."""
+"""Read the splits of a dataset as they are, from its name, and find the files that it names as images."""
 
 import hashlib
 import json
@@ -7,29 +7,27 @@ import re
 from collections import defaultdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import datasets
-from datasets import Dataset, DatasetDict, IterableDataset
+from datasets import Dataset, DatasetDict
 from huggingface_hub.utils import WeakFileLock
 
 from ..files import whole_folder
 
 
-Rows: TypeAlias = Dataset | IterableDataset
-
 BUILDERS = {".arrow": "arrow", ".csv": "csv", ".parquet": "parquet", ".tar": "webdataset", ".tsv": "csv", ".txt": "csv"}
 
 
 def split_names(dataset_name: str) -> list[str]:
-    """The names in a list separated by commas, unless it is a path that has some."""
+    """Split a list of names at its commas, unless it is a path with commas."""
     is_list = "," in dataset_name and not Path(dataset_name).expanduser().exists()
     return [name.strip() for name in dataset_name.split(",")] if is_list else [dataset_name]
 
 
 def local_folder(name: str, data_dir: str | None) -> str | None:
-    """Where the images of a local dataset are to be looked for."""
+    """Folder of the images of a local dataset."""
     path = Path(name).expanduser()
     if path.is_file():
         return str(path.parent)
@@ -41,29 +39,32 @@ def read_splits(
     config: str | None = None,
     revision: str | None = None,
     data_dir: str | None = None,
-    streaming: bool = False,
     cache_dir: str | None = None,
-) -> dict[str, Rows]:
-    """The splits of a dataset with the columns that they have. Raises ValueError with a reason in one sentence."""
+) -> dict[str, Dataset]:
+    """
+    Read the splits of a dataset with the columns that they have.
+
+    Args:
+        name: one of the names that [`~modeling_cnnrnn.data.loading.load_caption_dataset`] takes.
+        config, revision, data_dir, cache_dir: as there, for a dataset of the Hub or a folder.
+
+    Raises:
+        ValueError: the dataset cannot be read; the message is one sentence.
+    """
     path = Path(name).expanduser()
-    splits: dict[str, Dataset]
     if name == "shapes":
-        splits = dict(_draw_shapes(cache_dir))
-    elif path.suffix in (".json", ".jsonl"):
-        splits = _read_json(path)
-    elif (path / "dataset_dict.json").is_file():
-        splits = dict(datasets.load_from_disk(str(path)))
-    elif (path / "state.json").is_file():
-        splits = {"train": datasets.load_from_disk(str(path))}
-    else:
-        return _load_dataset(name, path, config, revision, data_dir, streaming, cache_dir)
-    if streaming:
-        return {split: rows.to_iterable_dataset().decode(False) for split, rows in splits.items()}
-    return dict(splits)
+        return dict(_draw_shapes(cache_dir))
+    if path.suffix in (".json", ".jsonl"):
+        return _read_json(path)
+    if (path / "dataset_dict.json").is_file():
+        return dict(datasets.load_from_disk(str(path)))
+    if (path / "state.json").is_file():
+        return {"train": datasets.load_from_disk(str(path))}
+    return _load_dataset(name, path, config, revision, data_dir, cache_dir)
 
 
 def _draw_shapes(cache_dir: str | None) -> DatasetDict:
-    """The drawn pictures, from the cache if the code that draws them is the same as when they were drawn."""
+    """Draw the pictures, or read them from the cache if the code that draws them has not changed since."""
     from .shapes import drawing, language
 
     code = b"".join(Path(str(module.__file__)).read_bytes() for module in (drawing, language))
@@ -82,11 +83,10 @@ def _load_dataset(
     config: str | None,
     revision: str | None,
     data_dir: str | None,
-    streaming: bool,
     cache_dir: str | None,
-) -> dict[str, Rows]:
-    """`datasets.load_dataset`, with one sentence for what goes wrong."""
-    options: dict[str, Any] = {"name": config, "data_dir": data_dir, "streaming": streaming, "cache_dir": cache_dir}
+) -> dict[str, Dataset]:
+    """Call `datasets.load_dataset`, and turn its errors into one sentence."""
+    options: dict[str, Any] = {"name": config, "data_dir": data_dir, "cache_dir": cache_dir}
     if path.suffix in BUILDERS:
         options |= {"path": BUILDERS[path.suffix], "data_files": {_split_in_name(path.name): str(path)}}
         if path.suffix == ".tsv":
@@ -101,7 +101,7 @@ def _load_dataset(
         repository, _, its_revision = name.partition("@")
         options |= {"path": repository, "revision": its_revision or revision}
     try:
-        splits = dict(datasets.load_dataset(**options))
+        return dict(datasets.load_dataset(**options))
     except Exception as error:  # what comes out of `datasets` depends on the format and on where reading stops
         cause = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else None
         reason = str(cause or error) or type(error).__name__
@@ -110,14 +110,10 @@ def _load_dataset(
         elif isinstance(error, datasets.exceptions.DatasetNotFoundError) and "revision" not in reason.lower():
             reason += " There is no folder of this name either."
         raise ValueError(reason) from error
-    if streaming:
-        # a stream decodes its images first of all, and encodes them anew for what comes after
-        splits = {split: rows if rows.features is None else rows.decode(False) for split, rows in splits.items()}
-    return splits
 
 
 def _read_json(path: Path) -> dict[str, Dataset]:
-    """COCO's `captions_*.json`, Karpathy's `dataset_*.json`, a list of records, or a record a line."""
+    """Read COCO's `captions_*.json`, Karpathy's `dataset_*.json`, a list of records, or one record per line."""
     if not path.is_file():
         raise ValueError("there is no such file.")
     content = _parse_json(path.read_text(encoding="utf-8"))
@@ -177,13 +173,13 @@ def _split_in_name(name: str) -> str:
 
 
 class ImageFiles:
-    """The files below a folder, found by names, paths or URLs that were written on another machine."""
+    """Find files below a folder by names, paths or URLs that were written on another machine."""
 
     def __init__(self, folder: str):
         self.folder = folder
 
     def find(self, name: str) -> str | None:
-        """The file whose path agrees with `name` from the end on, the longer the better."""
+        """Return the file whose path shares the longest ending with `name`, or `None`."""
         if os.path.isfile(path := os.path.join(self.folder, name)):
             return path
         tail = _parts(urlsplit(unquote(name)).path if "://" in name else name)

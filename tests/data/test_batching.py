@@ -75,3 +75,14 @@ def test_draft_decoding_says_what_is_wrong_with_an_image(photograph, tmp_path):
             load_stored_image({"bytes": broken, "path": None}, needed_side=64)
     with pytest.raises(FileNotFoundError, match=r"missing\.jpg"):
         load_stored_image(str(tmp_path / "missing.jpg"), needed_side=64)
+
+
+@pytest.mark.parametrize("cell", [None, {"bytes": None, "path": None}])
+def test_a_row_without_an_image_is_named(cell):
+    with pytest.raises(ValueError, match="`image 17`: the row has no image"):
+        load_stored_image(cell, name="image 17")
+
+
+def test_a_broken_image_is_called_by_its_file_name():
+    with pytest.raises(ValueError, match=r"`0017\.jpg` \(8 bytes\) is not an image"):
+        load_stored_image({"bytes": b"no image", "path": "0017.jpg"})
