@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoConfig, AutoModel, GenerationMixin
+from transformers import AutoConfig, AutoModel
 from transformers.modeling_outputs import (
     BaseModelOutput,
     Seq2SeqLMOutput,
@@ -28,6 +28,7 @@ from .base_cnnrnn import CnnRnnPreTrainedModel, align_weights
 from .configuration_cnnrnn import CnnRnnConfig
 from .decoder_cnnrnn import CnnRnnDecoder
 from .encoder_cnnrnn import CnnRnnEncoder
+from .generation_cnnrnn import CnnRnnGenerationMixin
 from .loss_cnnrnn import IGNORE_INDEX, cross_entropy_
 from .recurrence_cnnrnn import CnnRnnCache
 
@@ -118,7 +119,7 @@ class CnnRnnModel(CnnRnnPreTrainedModel):
         )
 
 
-class CnnRnnForConditionalGeneration(CnnRnnPreTrainedModel, GenerationMixin):
+class CnnRnnForConditionalGeneration(CnnRnnPreTrainedModel, CnnRnnGenerationMixin):
     """
     The captioner: `generate(pixel_values=...)` writes, `forward(pixel_values, labels=...)` learns.
 
@@ -176,10 +177,6 @@ class CnnRnnForConditionalGeneration(CnnRnnPreTrainedModel, GenerationMixin):
         model.config.encoder.dtype = None  # the captioner has one dtype, its own
         return model.eval()
 
-    @classmethod
-    def _supports_default_dynamic_cache(cls) -> bool:
-        return False  # a cache of keys and values is not what an RNN remembers: the decoder makes a `CnnRnnCache`
-
     def get_input_embeddings(self):
         return self.model.get_input_embeddings()
 
@@ -191,50 +188,6 @@ class CnnRnnForConditionalGeneration(CnnRnnPreTrainedModel, GenerationMixin):
         decoder_input_ids = labels.new_full(labels.shape, self.config.decoder_start_token_id)
         decoder_input_ids[..., 1:] = labels[..., :-1]
         return decoder_input_ids.masked_fill(decoder_input_ids == IGNORE_INDEX, self.config.pad_token_id)
-
-    def _validate_generation_mode(self, generation_mode, generation_config, generation_mode_kwargs):
-        super()._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)
-        if generation_config.num_beams > self.config.vocab_size:
-            raise ValueError(
-                f"`num_beams` is {generation_config.num_beams} but the vocabulary has {self.config.vocab_size} words: "
-                "pass fewer beams."
-            )
-
-    def _prepare_generated_length(self, generation_config, has_default_max_length, **kwargs):
-        # `max_new_tokens` of the caller replaces the `max_length` that is only this model's default, without a warning
-        if generation_config.max_new_tokens is not None:
-            has_default_max_length |= generation_config.max_length == self.generation_config.max_length
-        return super()._prepare_generated_length(generation_config, has_default_max_length, **kwargs)
-
-    def _prepare_model_inputs(self, inputs, bos_token_id, model_kwargs):
-        encoder_outputs, image_features = model_kwargs.get("encoder_outputs"), model_kwargs.get("image_features")
-        if encoder_outputs is not None:
-            # `generate` repeats them for its beams in place: those of the caller stay as they are
-            is_tuple = isinstance(encoder_outputs, (tuple, list))
-            model_kwargs["encoder_outputs"] = (
-                BaseModelOutput(*encoder_outputs) if is_tuple else BaseModelOutput(**encoder_outputs)
-            )
-        elif inputs is None and model_kwargs.get("pixel_values") is None:
-            if image_features is None:
-                raise ValueError("Pass `pixel_values`, `image_features` or `encoder_outputs`: it describes an image.")
-            return model_kwargs.pop("image_features"), "image_features", model_kwargs
-        return super()._prepare_model_inputs(inputs, bos_token_id, model_kwargs)
-
-    def _prepare_decoder_input_ids_for_generation(self, *args, **kwargs):
-        # the mask that a tokenizer returns belongs to the prompt, which the decoder reads
-        model_kwargs = kwargs["model_kwargs"] if "model_kwargs" in kwargs else args[2]
-        attention_mask = model_kwargs.pop("attention_mask", None)
-        if attention_mask is not None and ("input_ids" in model_kwargs or "decoder_input_ids" in model_kwargs):
-            model_kwargs.setdefault("decoder_attention_mask", attention_mask)
-        return super()._prepare_decoder_input_ids_for_generation(*args, **kwargs)
-
-    def prepare_inputs_for_generation(self, input_ids, past_key_values=None, attention_mask=None, **kwargs):
-        # `attention_mask` is in the signature so that `generate` takes it; it has become the decoder's mask above
-        past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
-        kwargs.pop("next_sequence_length", None)
-        return super().prepare_inputs_for_generation(
-            input_ids[:, past_length:], past_key_values=past_key_values, **kwargs
-        )
 
     @can_return_tuple
     def forward(

@@ -10,6 +10,7 @@ from transformers.generation import GenerationMode
 from transformers.generation.streamers import BaseStreamer
 
 from modeling_cnnrnn import CnnRnnCache, CnnRnnForConditionalGeneration
+from modeling_cnnrnn.models.generation_cnnrnn import sentence_mask
 
 
 @pytest.fixture(autouse=True)
@@ -180,6 +181,65 @@ def test_num_beams_above_the_vocabulary_is_refused(make_model, pixel_values):
     with pytest.raises(ValueError, match="`num_beams` is 6 but the vocabulary has 5 words"):
         model.generate(pixel_values, num_beams=6)
     model.generate(pixel_values, num_beams=5, max_new_tokens=2)
+
+
+# --- Log-probabilities of given sentences ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("eos_token_id", "expected"),
+    [
+        (2, [[1, 1, 1, 0, 0], [1, 0, 0, 0, 0], [1, 1, 1, 1, 1], [1, 1, 1, 1, 1]]),
+        ([2, 7], [[1, 1, 1, 0, 0], [1, 0, 0, 0, 0], [1, 1, 1, 1, 1], [1, 1, 0, 0, 0]]),
+        (torch.tensor([7]), [[1, 1, 1, 1, 1], [1, 1, 1, 1, 1], [1, 1, 1, 1, 1], [1, 1, 0, 0, 0]]),
+        (None, [[1, 1, 1, 1, 1]] * 4),
+    ],
+)
+def test_a_sentence_is_marked_up_to_its_first_end_token(eos_token_id, expected):
+    sequences = torch.tensor([[4, 5, 2, 0, 0], [2, 9, 2, 2, 0], [4, 4, 4, 4, 2], [5, 7, 4, 7, 5]])
+    assert torch.equal(sentence_mask(sequences, eos_token_id), torch.tensor(expected).bool())
+
+
+def test_sentences_have_the_log_probabilities_of_their_forward_passes(any_model, pixel_values):
+    encoder_outputs = any_model.get_encoder()(pixel_values)
+    sequences = any_model.generate(
+        encoder_outputs=encoder_outputs, num_beams=4, num_return_sequences=4, max_new_tokens=7
+    )
+    scores = any_model.score_sentences(sequences, encoder_outputs)
+    assert scores.attentions is None
+    assert scores.log_probs.shape == scores.mask.shape == (12, sequences.shape[1] - 1)
+    images = pixel_values.repeat_interleave(4, dim=0)
+    for image, sentence, log_probs, mask in zip(images, sequences, scores.log_probs, scores.mask, strict=True):
+        total, length = log_probability(any_model, image, sentence)
+        assert mask.tolist() == [True] * length + [False] * (len(mask) - length)
+        assert log_probs.sum().item() == pytest.approx(total, rel=1e-4, abs=1e-5)
+        assert (log_probs[length:] == 0).all()
+
+
+def test_a_prompt_does_not_count_in_the_log_probability(tiny_model, pixel_values):
+    encoder_outputs = tiny_model.get_encoder()(pixel_values)
+    sequences = torch.tensor([[1, 4, 2, 5, 9, 2, 0], [1, 4, 6, 2, 0, 0, 0], [1, 4, 6, 7, 8, 9, 5]])
+    scores = tiny_model.score_sentences(sequences, encoder_outputs, num_prompt_tokens=2)
+    # an end token in the prompt ends nothing
+    expected = [[0, 0, 1, 1, 1, 0], [0, 0, 1, 0, 0, 0], [0, 0, 1, 1, 1, 1]]
+    assert torch.equal(scores.mask, torch.tensor(expected).bool())
+    logits = tiny_model(pixel_values, decoder_input_ids=sequences).logits
+    assert_close(scores.log_probs[2, 3], logits[2, 3].log_softmax(dim=-1)[8])
+    assert (scores.log_probs[~scores.mask] == 0).all()
+
+
+def test_scored_sentences_have_the_attention_of_each_token(make_model, pixel_values):
+    model = make_model(attention_type="additive")
+    sequences = torch.randint(4, 20, (6, 5))
+    scores = model.score_sentences(sequences, model.get_encoder()(pixel_values), output_attentions=True)
+    images = pixel_values.repeat_interleave(2, dim=0)
+    expected = model(images, decoder_input_ids=sequences[:, :-1], output_attentions=True).cross_attentions[0]
+    assert_close(scores.attentions, expected[:, 0])
+
+
+def test_scored_sentences_are_of_the_same_number_for_each_image(tiny_model, pixel_values):
+    with pytest.raises(ValueError, match="`sequences` holds 4 sentences for 3 images"):
+        tiny_model.score_sentences(torch.ones(4, 5).long(), tiny_model.get_encoder()(pixel_values))
 
 
 # --- Inputs of generate ----------------------------------------------------------------------------------------------

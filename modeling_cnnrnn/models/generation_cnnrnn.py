@@ -1,0 +1,138 @@
+"""Generation: how `generate` treats a captioner, where a sentence ends, and how probable it is."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import GenerationMixin
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils import ModelOutput
+
+
+def sentence_mask(sequences: torch.Tensor, eos_token_id: int | Sequence[int] | torch.Tensor | None) -> torch.Tensor:
+    """
+    Mark the tokens of each sentence: all up to and including its first end token.
+
+    Args:
+        sequences: token ids after the start token, `(N, T)`.
+        eos_token_id: the end token, or several of which each ends a sentence; `None` if sentences have no end.
+
+    Returns:
+        A boolean mask, `(N, T)`. A sentence without an end token is marked throughout.
+    """
+    if eos_token_id is None:
+        return torch.ones_like(sequences, dtype=torch.bool)
+    is_end = torch.isin(sequences, torch.as_tensor(eos_token_id, device=sequences.device)).long()
+    return is_end.cumsum(dim=1) - is_end == 0
+
+
+@dataclass
+class SentenceScores(ModelOutput):
+    """
+    How probable sentences are, token by token.
+
+    Attributes:
+        log_probs: log-probability of each token in nats, `(N, T - 1)`; 0 outside `mask`.
+        mask: the tokens that count, `(N, T - 1)`: those after the prompt, up to and including the first end token.
+        attentions: where the decoder looked to write each token, `(N, T - 1, num_regions)`.
+    """
+
+    log_probs: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+    attentions: torch.Tensor | None = None
+
+
+class CnnRnnGenerationMixin(GenerationMixin):
+    """`generate` of a captioner: images or their features in, a recurrent state as the cache, prompts of a tokenizer."""
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        return False  # a cache of keys and values is not what an RNN remembers: the decoder makes a `CnnRnnCache`
+
+    def _validate_generation_mode(self, generation_mode, generation_config, generation_mode_kwargs):
+        super()._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)
+        if generation_config.num_beams > self.config.vocab_size:
+            raise ValueError(
+                f"`num_beams` is {generation_config.num_beams} but the vocabulary has {self.config.vocab_size} words: "
+                "pass fewer beams."
+            )
+
+    def _prepare_generated_length(self, generation_config, has_default_max_length, **kwargs):
+        # `max_new_tokens` of the caller replaces the `max_length` that is only this model's default, without a warning
+        if generation_config.max_new_tokens is not None:
+            has_default_max_length |= generation_config.max_length == self.generation_config.max_length
+        return super()._prepare_generated_length(generation_config, has_default_max_length, **kwargs)
+
+    def _prepare_model_inputs(self, inputs, bos_token_id, model_kwargs):
+        encoder_outputs, image_features = model_kwargs.get("encoder_outputs"), model_kwargs.get("image_features")
+        if encoder_outputs is not None:
+            # `generate` repeats them for its beams in place: a copy leaves those of the caller as they are
+            is_tuple = isinstance(encoder_outputs, (tuple, list))
+            model_kwargs["encoder_outputs"] = (
+                BaseModelOutput(*encoder_outputs) if is_tuple else BaseModelOutput(**encoder_outputs)
+            )
+        elif inputs is None and model_kwargs.get("pixel_values") is None:
+            if image_features is None:
+                raise ValueError("Pass `pixel_values`, `image_features` or `encoder_outputs`: it describes an image.")
+            return model_kwargs.pop("image_features"), "image_features", model_kwargs
+        return super()._prepare_model_inputs(inputs, bos_token_id, model_kwargs)
+
+    def _prepare_decoder_input_ids_for_generation(self, *args, **kwargs):
+        # the mask that a tokenizer returns belongs to the prompt, which the decoder reads
+        model_kwargs = kwargs["model_kwargs"] if "model_kwargs" in kwargs else args[2]
+        attention_mask = model_kwargs.pop("attention_mask", None)
+        if attention_mask is not None and ("input_ids" in model_kwargs or "decoder_input_ids" in model_kwargs):
+            model_kwargs.setdefault("decoder_attention_mask", attention_mask)
+        return super()._prepare_decoder_input_ids_for_generation(*args, **kwargs)
+
+    def prepare_inputs_for_generation(self, input_ids, past_key_values=None, attention_mask=None, **kwargs):
+        # `attention_mask` is in the signature so that `generate` takes it; it has become the decoder's mask above
+        past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
+        kwargs.pop("next_sequence_length", None)
+        return super().prepare_inputs_for_generation(
+            input_ids[:, past_length:], past_key_values=past_key_values, **kwargs
+        )
+
+    def score_sentences(
+        self,
+        sequences: torch.LongTensor,
+        encoder_outputs: BaseModelOutput | tuple,
+        output_attentions: bool = False,
+        num_prompt_tokens: int = 0,
+    ) -> SentenceScores:
+        """
+        Compute the log-probability of each token of given sentences in one pass, however they were decoded.
+
+        Args:
+            sequences: token ids as `generate` returns them, `(N, T)`, from the start token on. N = B * K, the K sentences
+                of one image in a row.
+            encoder_outputs: what `get_encoder()` returned for the B images.
+            output_attentions: whether to return the attention weights too; `None` for a decoder without attention.
+            num_prompt_tokens: number of tokens after the start token that were given and not written.
+
+        Raises:
+            ValueError: the number of sentences is no multiple of the number of images.
+        """
+        num_images = encoder_outputs[0].shape[0]
+        if sequences.shape[0] % num_images:
+            raise ValueError(
+                f"`sequences` holds {sequences.shape[0]} sentences for {num_images} images: pass the same number of "
+                "sentences for each image."
+            )
+        targets = sequences[:, 1:]
+        outputs = self(
+            decoder_input_ids=sequences[:, :-1].unflatten(0, (num_images, -1)),
+            encoder_outputs=encoder_outputs,
+            use_cache=False,
+            output_attentions=output_attentions,
+            return_dict=True,
+        )
+        logits = outputs.logits.flatten(0, 1)
+        log_probs = logits.float().log_softmax(dim=-1).gather(2, targets[..., None]).squeeze(-1)
+        mask = torch.zeros_like(targets, dtype=torch.bool)
+        mask[:, num_prompt_tokens:] = sentence_mask(targets[:, num_prompt_tokens:], self.generation_config.eos_token_id)
+        attentions = outputs.cross_attentions[0][:, 0] if outputs.cross_attentions else None
+        return SentenceScores(log_probs.masked_fill(~mask, 0), mask, attentions)
+
+
+__all__ = ["CnnRnnGenerationMixin", "SentenceScores", "sentence_mask"]
