@@ -13,7 +13,6 @@ modeling-cnnrnn[java]`.
 import json
 import logging
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,8 +27,8 @@ from modeling_cnnrnn.cli.arguments import parse_arguments
 from modeling_cnnrnn.cli.errors import user_errors
 from modeling_cnnrnn.data.batching import CaptionDataset, load_stored_image
 from modeling_cnnrnn.data.loading import load_caption_dataset
-from modeling_cnnrnn.data.shapes.language import hallucination_scores
-from modeling_cnnrnn.evaluation.captions import evaluation_loss, generate_captions, score_captions
+from modeling_cnnrnn.data.shapes.language import checker, hallucination_scores
+from modeling_cnnrnn.evaluation.captions import evaluate_captioner, score_captions
 from modeling_cnnrnn.evaluation.gallery import GalleryRow, write_gallery
 from modeling_cnnrnn.evaluation.provenance import provenance
 from modeling_cnnrnn.files import whole_folder, write_json
@@ -119,24 +118,27 @@ def main():
 
     # 3. Loss and sentences, for each beam size
     logger.info("%d images of %s, split %s.", len(dataset), args.dataset_name, args.split)
-    loss = evaluation_loss(model, dataset, accelerator, args.per_device_eval_batch_size, args.dataloader_num_workers)
-    results: dict = {"loss": loss, "perplexity": math.exp(loss)}
-    for num_beams in args.num_beams:
-        started = time.perf_counter()
-        captions = generate_captions(
-            model,
-            dataset,
-            accelerator,
-            args.per_device_eval_batch_size,
-            with_attention=args.gallery_size > 0,
-            num_workers=args.dataloader_num_workers,
-            num_beams=num_beams,
-            max_length=args.max_length,
-            length_penalty=args.length_penalty,
-            no_repeat_ngram_size=args.no_repeat_ngram_size,
-        )
-        seconds = time.perf_counter() - started
-        scores, right = score_captions(captions, references, args.metrics, scenes)
+    generation = [
+        {
+            "num_beams": num_beams,
+            "max_length": args.max_length,
+            "length_penalty": args.length_penalty,
+            "no_repeat_ngram_size": args.no_repeat_ngram_size,
+        }
+        for num_beams in args.num_beams
+    ]
+    evaluation = evaluate_captioner(
+        model,
+        dataset,
+        accelerator,
+        args.per_device_eval_batch_size,
+        args.dataloader_num_workers,
+        generation,
+        with_attention=args.gallery_size > 0,
+    )
+    results: dict = {"loss": evaluation.loss, "perplexity": math.exp(evaluation.loss)}
+    for num_beams, captions, seconds in zip(args.num_beams, evaluation.captions, evaluation.seconds, strict=True):
+        scores, right = score_captions(captions, references, args.metrics, checker(scenes) if scenes else None)
         results[f"beam {num_beams}"] = dict(scores) | {
             "seconds": seconds,
             "images_per_second": len(captions) / seconds,
@@ -149,7 +151,7 @@ def main():
         logger.info("\nBeam %d, %.0f images per second:\n%s", num_beams, len(captions) / seconds, scores)
     if not accelerator.is_main_process:
         return
-    broken = [image_id for row, image_id in enumerate(dataset.image_ids) if row not in {c.row for c in captions}]
+    broken = [dataset.image_ids[row] for row in evaluation.broken]
     if broken:
         logger.warning("%d images could not be read and were left out: %s", len(broken), ", ".join(broken))
 

@@ -54,7 +54,8 @@ from modeling_cnnrnn.data.batching import (
     load_stored_image,
 )
 from modeling_cnnrnn.data.loading import load_dataset_from, split_dataset
-from modeling_cnnrnn.evaluation.captions import evaluation_loss, generate_captions, score_captions
+from modeling_cnnrnn.data.shapes.language import checker
+from modeling_cnnrnn.evaluation.captions import evaluate_captioner, score_captions
 from modeling_cnnrnn.evaluation.provenance import EnergyMeter, peak_memory, provenance
 from modeling_cnnrnn.files import copy_files, whole_folder, write_json
 from modeling_cnnrnn.hub.push import push_captioner
@@ -332,18 +333,17 @@ def main():
         accelerator.init_trackers("captioner", config={k: v for k, v in config.items() if v is not None})
 
     def evaluate():
-        scores = {"step": state["step"], "loss": evaluation_loss(
-            model, eval_dataset, accelerator, args.per_device_eval_batch_size, args.dataloader_num_workers
-        )}  # fmt: skip
-        captions = generate_captions(
+        evaluation = evaluate_captioner(
             model,
             eval_dataset,
             accelerator,
             args.per_device_eval_batch_size,
-            num_workers=args.dataloader_num_workers,
-            num_beams=args.num_beams,
+            args.dataloader_num_workers,
+            [{"num_beams": args.num_beams}],
         )
-        values, _ = score_captions(captions, references, scenes=scenes)
+        (captions,) = evaluation.captions
+        scores = {"step": state["step"], "loss": evaluation.loss}
+        values, _ = score_captions(captions, references, checker=checker(scenes) if scenes else None)
         scores |= values
         state["evaluations"].append(scores)
         shown = " ".join(

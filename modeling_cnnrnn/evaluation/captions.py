@@ -1,9 +1,11 @@
-"""Sentences for images never seen, and how good they are."""
+"""Generate captions for a dataset and score them: loss, sentences and probabilities from one pass of the CNN."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
+from transformers.modeling_outputs import BaseModelOutput
 
 from ..data.batching import CaptionDataset, collate_captions
 from ..metrics import CaptionScores, caption_metrics
@@ -21,15 +24,15 @@ from ..models.modeling_cnnrnn import CnnRnnForConditionalGeneration
 @dataclass
 class GeneratedCaption:
     """
-    What the model wrote about one image.
+    A generated caption of one image.
 
     Attributes:
-        row: the image's place in the dataset.
+        row: the image's row in the dataset.
         caption: the sentence.
-        log_probability: of the sentence with its end, in nats.
-        words: the sentence's words.
-        word_probabilities: the probability of each word, and of the end.
-        attention: where the model looked for each word, `(num_words, height, width)`, of an attention model.
+        log_probability: log-probability of the sentence, its end included, in nats.
+        words: the sentence's tokens, with the end token if it was generated.
+        word_probabilities: the probability of each of `words`.
+        attention: attention map of each of `words`, `(num_words, height, width)`, for models with attention.
     """
 
     row: int
@@ -40,132 +43,155 @@ class GeneratedCaption:
     attention: np.ndarray | None = None
 
 
+@dataclass
+class CaptionEvaluation:
+    """
+    What one pass over a dataset gives; the same on every process.
+
+    Attributes:
+        loss: cross-entropy per token over all captions, end tokens included, in nats (its exponential is the perplexity);
+            `None` if it was not asked for.
+        captions: for each setting of `generation`, one caption of each readable image, in the order of the rows.
+        seconds: for each setting of `generation`, the time to read the images, encode them and generate the captions.
+        broken: the rows whose image cannot be read, each with the reason.
+    """
+
+    loss: float | None
+    captions: list[list[GeneratedCaption]]
+    seconds: list[float]
+    broken: dict[int, str]
+
+
 @torch.inference_mode()
-def generate_captions(
+def evaluate_captioner(
     model: CnnRnnForConditionalGeneration,
     dataset: CaptionDataset,
     accelerator: Accelerator | None = None,
     batch_size: int = 32,
-    with_attention: bool = False,
     num_workers: int = 0,
+    generation: Sequence[Mapping[str, Any]] = ({},),
+    with_loss: bool = True,
+    with_attention: bool = False,
     progress: Callable = tqdm,
-    **generate_kwargs,
-) -> list[GeneratedCaption]:
+) -> CaptionEvaluation:
     """
-    Write one sentence about each image; several processes share the work and all receive the whole result.
+    Compute the loss over all captions and generate captions, in one or several ways, encoding each image once.
+
+    Several processes share the images, and each receives the whole result. Images that cannot be read are left out.
 
     Args:
-        dataset: of images or stored features; its captions are not looked at. Broken images are left out.
-        with_attention: return the attention maps too, for models that have them and images of a square grid of regions.
-        generate_kwargs: `num_beams`, `max_length` and so on; what is not given is as in the model's generation config.
+        model: the captioner, not wrapped for several processes.
+        dataset: images or stored features, with all captions of an image in one example (`captions_per_image`).
+        batch_size: images in a batch.
+        generation: keyword arguments of `generate` (`num_beams`, `max_length`, ...), one mapping for each way to generate;
+            what is not given is as in the model's generation config.
+        with_loss: whether to compute the loss.
+        with_attention: whether to return attention maps, for models with attention and a square grid of regions.
+        progress: shows the progress over batches, as `tqdm` does.
     """
     rank, num_processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     rows = range(rank, len(dataset), num_processes)
     loader = DataLoader(Subset(dataset, rows), batch_size, collate_fn=collate_captions, num_workers=num_workers)
     was_training = model.training
     model.eval()
-    captions: list[GeneratedCaption] = []
-    broken: set[int] = set()
-    for start, batch in enumerate(progress(loader, desc="Captions", unit="batch", disable=rank > 0, leave=False)):
-        batch_rows = rows[start * batch_size : (start + 1) * batch_size]
+    total_loss = torch.zeros(2, dtype=torch.float64)  # the sum over tokens, and their number
+    captions: list[list[GeneratedCaption]] = [[] for _ in generation]
+    seconds = [0.0] * len(captions)
+    broken: dict[int, str] = {}
+    started = time.perf_counter()
+    for batch in progress(loader, desc="Evaluation", unit="batch", disable=rank > 0, leave=False):
         with accelerator.autocast() if accelerator else nullcontext():
-            captions += _caption_batch(model, dataset, batch, batch_rows, with_attention, generate_kwargs)
-        broken |= {row for row, _ in batch["broken"]}
+            inputs = {
+                name: batch[name].to(model.device) for name in ("pixel_values", "image_features") if name in batch
+            }
+            encoder_outputs = model.get_encoder()(**inputs)
+            if model.device.type != "cpu":
+                torch.accelerator.synchronize(model.device)  # or the time of the CNN would be counted elsewhere
+            encoding_seconds = time.perf_counter() - started
+            if with_loss:
+                total_loss += _sum_of_losses(model, encoder_outputs, batch["labels"].to(model.device))
+            for index, options in enumerate(generation):
+                started = time.perf_counter()
+                captions[index] += _generate_batch(
+                    model, dataset.processor, encoder_outputs, batch["rows"], with_attention, options
+                )
+                seconds[index] += encoding_seconds + time.perf_counter() - started
+        broken |= dict(batch["broken"])
+        started = time.perf_counter()
     model.train(was_training)
-    captions = [caption for caption in captions if caption.row not in broken]
-    if num_processes > 1:
-        captions = sorted(gather_object(captions), key=lambda caption: caption.row)
-    return captions
-
-
-def _caption_batch(model, dataset, batch, rows, with_attention, generate_kwargs) -> list[GeneratedCaption]:
-    inputs = {name: batch[name].to(model.device) for name in ("pixel_values", "image_features") if name in batch}
-    encoder_outputs = model.get_encoder()(**inputs)
-    sequences = model.generate(encoder_outputs=encoder_outputs, **generate_kwargs)
-    # one pass over the finished sentences gives their probabilities and attention, whatever the way of decoding
-    tokenizer = dataset.processor.tokenizer
-    targets = sequences[:, 1:]
-    ends = (targets == tokenizer.eos_token_id).long()
-    is_token = ends.cumsum(dim=1) - ends == 0  # up to the first end, the end included
-    outputs = model(
-        decoder_input_ids=sequences[:, :-1], encoder_outputs=encoder_outputs, use_cache=False, output_attentions=True
+    if accelerator and num_processes > 1:
+        total_loss = accelerator.reduce(total_loss.to(accelerator.device), reduction="sum").cpu()
+        broken = dict(sorted(gather_object(list(broken.items()))))
+        captions = [sorted(gather_object(written), key=lambda caption: caption.row) for written in captions]
+        seconds = [max(times) for times in zip(*gather_object([seconds]), strict=True)]
+    return CaptionEvaluation(
+        loss=(total_loss[0] / total_loss[1]).item() if with_loss else None,
+        captions=[[caption for caption in written if caption.row not in broken] for written in captions],
+        seconds=seconds,
+        broken=broken,
     )
-    log_probabilities = outputs.logits.float().log_softmax(dim=-1).gather(2, targets[..., None]).squeeze(-1)
-    texts = dataset.processor.batch_decode(sequences, skip_special_tokens=True)
-    captions = []
+
+
+def _sum_of_losses(
+    model: CnnRnnForConditionalGeneration, encoder_outputs: BaseModelOutput, labels: torch.Tensor
+) -> torch.Tensor:
+    """The cross-entropy summed over all tokens of a batch, and their number, `(2,)`."""
+    loss = model(labels=labels, encoder_outputs=encoder_outputs, skip_logits=True, num_items_in_batch=1).loss
+    return torch.tensor([loss.item(), (labels != IGNORE_INDEX).sum().item()], dtype=torch.float64)
+
+
+def _generate_batch(
+    model, processor, encoder_outputs, rows: Sequence[int], with_attention: bool, options: Mapping[str, Any]
+) -> Iterator[GeneratedCaption]:
+    """Generate one caption of each image of a batch."""
+    sequences = model.generate(encoder_outputs=encoder_outputs, **options)
+    # one pass over the finished sentences gives their probabilities and attention, whatever the way of decoding
+    scores = model.score_sentences(sequences, encoder_outputs, output_attentions=with_attention)
+    texts = processor.batch_decode(sequences, skip_special_tokens=True)
     for index, row in enumerate(rows):
-        ids = targets[index][is_token[index]]
-        probabilities = log_probabilities[index][is_token[index]]
-        attention = None
-        if with_attention and outputs.cross_attentions:
-            maps = outputs.cross_attentions[0][index, 0][is_token[index]].float().cpu().numpy()
-            side = math.isqrt(maps.shape[-1])
-            attention = maps.reshape(-1, side, side) if side * side == maps.shape[-1] else None
-        captions.append(
-            GeneratedCaption(
-                row,
-                texts[index],
-                probabilities.sum().item(),
-                tokenizer.convert_ids_to_tokens(ids.tolist()),
-                probabilities.exp().tolist(),
-                attention,
-            )
+        is_token = scores.mask[index]
+        log_probabilities = scores.log_probs[index][is_token]
+        yield GeneratedCaption(
+            row,
+            texts[index],
+            log_probabilities.sum().item(),
+            processor.tokenizer.convert_ids_to_tokens(sequences[index, 1:][is_token].tolist()),
+            log_probabilities.exp().tolist(),
+            _square_maps(scores.attentions[index][is_token]) if scores.attentions is not None else None,
         )
-    return captions
 
 
-@torch.inference_mode()
-def evaluation_loss(
-    model: CnnRnnForConditionalGeneration,
-    dataset: CaptionDataset,
-    accelerator: Accelerator,
-    batch_size: int = 32,
-    num_workers: int = 0,
-) -> float:
-    """Cross-entropy per token over all captions, the end counted, in nats: its exponential is the perplexity."""
-    rows = range(accelerator.process_index, len(dataset), accelerator.num_processes)
-    loader = DataLoader(Subset(dataset, rows), batch_size, collate_fn=collate_captions, num_workers=num_workers)
-    was_training = model.training
-    model.eval()
-    total = torch.zeros(2, dtype=torch.float64)
-    for batch in loader:
-        batch = {name: value.to(model.device) for name, value in batch.items() if name not in ("rows", "broken")}
-        num_tokens = (batch["labels"] != IGNORE_INDEX).sum().item()
-        with accelerator.autocast():
-            loss = model(**batch, skip_logits=True, num_items_in_batch=1).loss
-        total += torch.tensor([loss.item(), num_tokens], dtype=torch.float64)
-    model.train(was_training)
-    if accelerator.num_processes > 1:
-        total = accelerator.reduce(total.to(accelerator.device), reduction="sum").cpu()
-    return (total[0] / total[1]).item()
+def _square_maps(attentions: torch.Tensor) -> np.ndarray | None:
+    """Attention over regions `(num_words, num_regions)` as maps `(num_words, side, side)`; `None` if no square fits."""
+    side = math.isqrt(attentions.shape[-1])
+    return attentions.float().cpu().numpy().reshape(-1, side, side) if side**2 == attentions.shape[-1] else None
 
 
 def score_captions(
     captions: Sequence[GeneratedCaption],
     references: Sequence[Sequence[str]],
     metrics: Iterable[str] = ("bleu", "rouge", "cider"),
-    scenes: Sequence[str] | None = None,
+    checker: Callable[[str, int], bool] | None = None,
 ) -> tuple[CaptionScores, list[bool] | None]:
     """
-    Score what was written against the references of each image.
+    Score generated captions against the references of each image.
 
     Args:
-        references: of each row of the dataset.
-        scenes: of `shapes`, what each picture shows. The scores then hold "accuracy", the share of sentences that say
-            exactly what their picture shows.
+        references: the reference captions of each row of the dataset.
+        metrics: names of the metrics, as in [`~modeling_cnnrnn.metrics.caption_metrics`].
+        checker: tells whether a sentence is true of the image of a row. The scores then hold "accuracy", the share of
+            captions that are.
 
     Returns:
-        The scores, and for `shapes` which captions are right.
+        The scores, and with a `checker` which captions are true.
     """
     scores = caption_metrics(
         {caption.row: caption.caption for caption in captions},
         {caption.row: references[caption.row] for caption in captions},
         metrics,
     )
-    if scenes is None:
+    if checker is None:
         return scores, None
-    from ..data.shapes.language import is_correct
-
-    right = [is_correct(caption.caption, scenes[caption.row]) for caption in captions]
+    right = [checker(caption.caption, caption.row) for caption in captions]
     scores["accuracy"] = sum(right) / len(right)
     return scores, right

@@ -8,13 +8,12 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from PIL import Image
 from safetensors import safe_open
 
 from modeling_cnnrnn import CnnRnnForConditionalGeneration
 from modeling_cnnrnn.data.batching import CaptionDataset, RandomResizedCrop, collate_captions
-from modeling_cnnrnn.evaluation.captions import evaluation_loss, generate_captions
+from modeling_cnnrnn.evaluation.captions import evaluate_captioner
 from modeling_cnnrnn.files import copy_files, whole_folder
 from modeling_cnnrnn.training.checkpoints import (
     checkpoints,
@@ -95,8 +94,9 @@ def test_a_broken_image_is_named_and_nothing_is_learned_from_it(pictures, proces
 
 
 def test_broken_images_get_no_caption(pictures, processor, captioner):
-    captions = generate_captions(captioner, CaptionDataset(with_broken(pictures, 1), processor), batch_size=4)
-    assert [caption.row for caption in captions] == [0, *range(2, 10)]
+    evaluation = evaluate_captioner(captioner, CaptionDataset(with_broken(pictures, 1), processor), batch_size=4)
+    assert [caption.row for caption in evaluation.captions[0]] == [0, *range(2, 10)]
+    assert list(evaluation.broken) == [1]
 
 
 def test_random_crops_keep_the_size_and_the_left_side():
@@ -123,7 +123,7 @@ def test_stored_features_give_the_loss_of_the_pixels(pictures, processor, make_m
         features, _ = compute_image_features(model, processor, pictures, tmp_path, batch_size=4)
         assert features.shape == (10, 1 if attention_type == "none" else 16, 16)
         losses = [
-            evaluation_loss(model, CaptionDataset(pictures, processor, image_features=stored), Accelerator())
+            evaluate_captioner(model, CaptionDataset(pictures, processor, image_features=stored), generation=()).loss
             for stored in (features, None)
         ]
         assert losses[0] == pytest.approx(losses[1], rel=2e-3)
@@ -366,7 +366,8 @@ def test_groups_hold_all_items():
 
 def test_probabilities_of_a_sentence_are_those_of_a_forward_pass(pictures, processor, captioner):
     dataset = CaptionDataset(pictures, processor)
-    caption = generate_captions(captioner, dataset, num_beams=3, max_length=8)[0]
+    options = {"num_beams": 3, "max_length": 8}
+    caption = evaluate_captioner(captioner, dataset, generation=[options]).captions[0][0]
     ids = processor.tokenizer.convert_tokens_to_ids(caption.words)
     inputs = torch.tensor([[1, *ids[:-1]]])
     logits = captioner(dataset[0]["pixel_values"][None], decoder_input_ids=inputs).logits
@@ -376,14 +377,15 @@ def test_probabilities_of_a_sentence_are_those_of_a_forward_pass(pictures, proce
 
 def test_attention_maps_have_one_place_for_each_region(pictures, processor, make_model):
     model = make_model(attention_type="additive", vocab_size=len(processor.tokenizer))
-    for caption in generate_captions(model, CaptionDataset(pictures, processor), with_attention=True):
+    evaluation = evaluate_captioner(model, CaptionDataset(pictures, processor), with_attention=True)
+    for caption in evaluation.captions[0]:
         assert caption.attention.shape == (len(caption.words), 4, 4)
         assert np.allclose(caption.attention.sum((1, 2)), 1, atol=1e-5)
 
 
 def test_the_loss_of_a_dataset_does_not_depend_on_its_batches(pictures, processor, captioner):
     dataset = CaptionDataset(pictures, processor)
-    one, four = (evaluation_loss(captioner, dataset, Accelerator(), batch_size=size) for size in (1, 4))
+    one, four = (evaluate_captioner(captioner, dataset, batch_size=size).loss for size in (1, 4))
     assert one == pytest.approx(four, rel=1e-5)
 
 
