@@ -71,7 +71,7 @@ class CaptionDataset(Dataset):
         self.augmentation = augmentation
         self.image_features = image_features
         self.broken = dict(broken or {})
-        self.needed_side = _needed_side(processor.image_processor, augmentation) if draft else None
+        self.needed_side = needed_side(processor.image_processor, augmentation) if draft else None
         self.seed = seed
         self.epoch = 0
         captions: list[list[str]] = dataset["captions"][:]
@@ -123,8 +123,17 @@ class CaptionDataset(Dataset):
         return example
 
 
-def _needed_side(image_processor, augmentation) -> int | None:
-    """The side in pixels that a JPEG is to be decoded at; `None` if the processor leaves the size of images alone."""
+def needed_side(image_processor, augmentation) -> int | None:
+    """
+    Compute the side in pixels that a JPEG must keep when it is decoded at a part of its size.
+
+    Args:
+        image_processor: the image processor that resizes the decoded image.
+        augmentation: crops the image before that.
+
+    Returns:
+        The side, or `None` if the processor leaves the size of images alone.
+    """
     size = dict(image_processor.size or {}) if getattr(image_processor, "do_resize", False) else {}
     sides = [size.get(name) or 0 for name in ("height", "width", "shortest_edge", "longest_edge")]
     if not any(sides):

@@ -1,129 +1,325 @@
-"""Options of a training."""
+"""Options of a training. Light to import: a command line reads them before it knows whether to train."""
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from ..data.arguments import DatasetArguments
 
 
 @dataclass
 class CaptionDataArguments(DatasetArguments):
-    """Which images and captions are trained on, and what a training sees of them."""
+    """The images and captions of a training, and how they are shown."""
 
-    train_split: str = "train"
-    validation_split: str = field(default="validation", metadata={"help": "Made from the training split if absent."})
-    max_train_samples: int | None = None
-    max_eval_samples: int | None = None
-    captions_per_image: int = field(default=5, metadata={"help": "Captions that share one look at their image."})
-    max_caption_length: int = field(default=32, metadata={"help": "In tokens, with the end; longer ones are cut."})
-    min_frequency: int = field(default=5, metadata={"help": "Rarer words of the training split become <unk>."})
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    validation_split: str = field(
+        default="validation",
+        metadata={
+            "help": "Split to evaluate on. Where the dataset has none, a twentieth of the training images is kept for it."
+        },
+    )
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "Train on this many images of the split at most."}
+    )
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "Evaluate on this many images of the split at most."}
+    )
+    captions_per_image: int = field(
+        default=5, metadata={"help": "Captions of an image that are trained on together, with one pass of the CNN."}
+    )
+    max_caption_length: int = field(
+        default=32, metadata={"help": "Longest caption to train on, in tokens with the end token; longer ones are cut."}
+    )
+    min_frequency: int = field(
+        default=5, metadata={"help": "Words that are rarer than this in the training split become <unk>."}
+    )
     image_size: int | None = field(
         default=None,
         metadata={
-            "help": "Side of the squares that the CNN of a new captioner looks at; by default 64, or as it was trained."
+            "help": "Side of the square images that the CNN of a new captioner receives. Defaults to the size that a "
+            "pretrained CNN was trained with, and to 64 for a CNN from scratch."
         },
     )
-    random_crop: bool = field(default=False, metadata={"help": "Augment with random resized crops."})
-    flip_probability: float = field(default=0.0, metadata={"help": "Of a mirror image: captions say left and right."})
-    preload_images: bool = field(default=False, metadata={"help": "Keep processed images in memory (small ones)."})
+    random_crop: bool = field(default=False, metadata={"help": "Augment the training images with random crops."})
+    flip_probability: float = field(
+        default=0.0,
+        metadata={
+            "help": "Probability that a training image is mirrored. Captions that say left or right become wrong."
+        },
+    )
+    preload_images: bool = field(
+        default=False, metadata={"help": "Keep the processed images in memory: for small images without augmentation."}
+    )
     draft_decoding: bool = field(
-        default=False, metadata={"help": "Decode large JPEGs at a part of their size: faster, and nearly the same."}
+        default=False,
+        metadata={"help": "Decode large JPEGs of the training split at a fraction of their size: faster, not exact."},
     )
     cache_image_features: bool = field(
-        default=False, metadata={"help": "Compute what a frozen CNN sees once, and train from that while it is frozen."}
+        default=False,
+        metadata={"help": "Run a frozen CNN once, and train from its stored features while it is frozen."},
     )
-    num_feature_views: int = field(default=1, metadata={"help": "Stored looks at each image, all but one augmented."})
-    features_cache_dir: str | None = field(default=None, metadata={"help": "By default <output_dir>/image_features."})
+    num_feature_views: int = field(
+        default=1, metadata={"help": "Stored features of each image; all but the first are of augmented images."}
+    )
+    features_cache_dir: str | None = field(
+        default=None, metadata={"help": "Folder of the stored features. Defaults to <output_dir>/image_features."}
+    )
 
 
 @dataclass
 class CaptionModelArguments:
-    model_name_or_path: str | None = field(default=None, metadata={"help": "A captioner to go on from."})
-    encoder_name_or_path: str | None = field(default=None, metadata={"help": "A trained CNN, of the Hub or a folder."})
-    encoder_config: str | None = field(
-        default=None, metadata={"help": 'JSON of a CNN to train from scratch, such as \'{"model_type": "resnet"}\'.'}
+    """The captioner: one that is trained further, or a new one with these layers, and how it generates captions."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Captioner to train further: a model of the Hub or a folder."}
     )
-    freeze_encoder: bool | None = field(default=None, metadata={"help": "By default a trained CNN is frozen."})
-    vision_feature_layer: int = -1
-    rnn_type: str = "lstm"
-    hidden_size: int = 512
-    embedding_size: int = 512
-    num_hidden_layers: int = 1
-    image_injection: str = "initial_state"
-    attention_type: str = "additive"
-    attention_size: int = 256
-    attention_regularization: float = 0.0
-    dropout: float = 0.6
-    embedding_dropout: float = 0.4
-    feature_dropout: float = 0.5
-    label_smoothing: float = 0.1
-    initializer_range: float = 0.05
-    tie_word_embeddings: bool = False
+    encoder_name_or_path: str | None = field(
+        default=None, metadata={"help": "Pretrained CNN of a new captioner: a model of the Hub or a folder."}
+    )
+    encoder_config: str | None = field(
+        default=None,
+        metadata={"help": 'Configuration of a CNN from scratch, as JSON, such as \'{"model_type": "resnet"}\'.'},
+    )
+    freeze_encoder: bool | None = field(
+        default=None, metadata={"help": "Whether to freeze the CNN. By default a pretrained one is frozen."}
+    )
+    vision_feature_layer: int = field(
+        default=-1, metadata={"help": "Hidden state of the CNN that the decoder receives; -1 is the last feature map."}
+    )
+    rnn_type: str = field(default="lstm", metadata={"help": "Recurrent layer: lstm, gru, rnn_tanh or rnn_relu."})
+    hidden_size: int = field(default=512, metadata={"help": "Size of the recurrent state."})
+    embedding_size: int = field(default=512, metadata={"help": "Size of the word embeddings and projected regions."})
+    num_hidden_layers: int = field(default=1, metadata={"help": "Number of recurrent layers."})
+    image_injection: str = field(
+        default="initial_state",
+        metadata={"help": "How the image enters: first_token, initial_state, bias_first_step or bias_every_step."},
+    )
+    attention_type: str = field(default="additive", metadata={"help": "Attention over image regions, or none."})
+    attention_size: int = field(default=256, metadata={"help": "Size of the hidden layer of additive attention."})
+    attention_regularization: float = field(
+        default=0.0, metadata={"help": "Weight of the doubly stochastic attention loss of Show, Attend and Tell."}
+    )
+    dropout: float = field(default=0.6, metadata={"help": "Dropout after the recurrent layers."})
+    embedding_dropout: float = field(default=0.4, metadata={"help": "Dropout of the word embeddings."})
+    feature_dropout: float = field(default=0.5, metadata={"help": "Dropout of the projected regions."})
+    label_smoothing: float = field(default=0.1, metadata={"help": "Probability mass spread over all words."})
+    initializer_range: float = field(default=0.05, metadata={"help": "Standard deviation of new weights."})
+    tie_word_embeddings: bool = field(
+        default=False, metadata={"help": "Use the word embeddings as the output layer; the two sizes must be equal."}
+    )
+    max_length: int = field(
+        default=32, metadata={"help": "Longest sentence to generate, in tokens with the start token."}
+    )
+    num_beams: int = field(
+        default=1, metadata={"help": "Beam size of the captions that are scored to find the best checkpoint."}
+    )
+
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether the CNN has been trained before."""
+        return bool(self.model_name_or_path or self.encoder_name_or_path)
+
+    def freezes_encoder(self, stage_args: "StageArguments") -> bool:
+        """Tell whether the CNN is frozen when the training starts."""
+        if self.freeze_encoder is not None:
+            return self.freeze_encoder
+        return self.is_pretrained or stage_args.unfreezes_encoder
+
+    def decoder_options(self) -> dict[str, Any]:
+        """Return the fields of [`CnnRnnConfig`] among these options."""
+        others = ["model_name_or_path", "encoder_name_or_path", "encoder_config", "freeze_encoder"]
+        others += ["max_length", "num_beams"]
+        return {option.name: getattr(self, option.name) for option in fields(self) if option.name not in others}
 
 
 @dataclass
 class TrainingArguments:
-    output_dir: str = "outputs/captioner"
-    overwrite_output_dir: bool = field(default=False, metadata={"help": "Remove the checkpoints that are there."})
-    num_train_epochs: int = field(default=10, metadata={"help": "Of all stages together."})
-    max_train_steps: int | None = field(default=None, metadata={"help": "Instead of num_train_epochs."})
-    per_device_train_batch_size: int = field(default=16, metadata={"help": "In images."})
-    per_device_eval_batch_size: int = 50
-    gradient_accumulation_steps: int = 1
-    learning_rate: float = 8e-4
-    encoder_learning_rate: float | None = field(
-        default=None, metadata={"help": "Of the CNN; by default a tenth of it for a trained CNN."}
+    """The training itself, whatever model is trained."""
+
+    output_dir: str = field(
+        default="outputs/captioner", metadata={"help": "Folder of the trained model, its checkpoints and pictures."}
     )
-    encoder_layer_decay: float = field(default=1.0, metadata={"help": "Of it, with each layer down from the last."})
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Start again in a folder that holds checkpoints, and remove these."}
+    )
+    num_train_epochs: int = field(default=10, metadata={"help": "Number of epochs, over all stages."})
+    max_train_steps: int | None = field(
+        default=None, metadata={"help": "Number of optimizer steps; replaces num_train_epochs."}
+    )
+    per_device_train_batch_size: int = field(default=16, metadata={"help": "Images in a batch of one process."})
+    per_device_eval_batch_size: int = field(
+        default=50, metadata={"help": "Images in a batch of one process in evaluation."}
+    )
+    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Batches in one optimizer step."})
+    learning_rate: float = field(default=8e-4, metadata={"help": "Highest learning rate of AdamW."})
     lr_scheduler_type: str = field(
-        default="cosine", metadata={"help": "Once before self-critical training, once in it."}
+        default="cosine", metadata={"help": "Learning-rate schedule, restarted when self-critical training begins."}
     )
-    warmup_ratio: float = 0.05
-    weight_decay: float = 0.1
-    max_grad_norm: float = field(default=1.0, metadata={"help": "0 for no limit."})
-    max_grad_value: float | None = field(default=None, metadata={"help": "Largest single value of a gradient."})
+    warmup_ratio: float = field(default=0.05, metadata={"help": "Share of a schedule in which the rate rises from 0."})
+    weight_decay: float = field(default=0.1, metadata={"help": "Weight decay of matrices; vectors do not decay."})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Norm that gradients are clipped to (0: not clipped)."})
+    max_grad_value: float | None = field(
+        default=None, metadata={"help": "Value that each element of a gradient is clipped to."}
+    )
     ema_decay: float = field(
-        default=0.998, metadata={"help": "Evaluate and keep a moving average of the weights; 0 for none."}
+        default=0.998,
+        metadata={"help": "Decay of the moving average of the weights, which is evaluated and kept (0: no average)."},
     )
-    mixed_precision: str = field(default="no", metadata={"help": "no, bf16 or fp16."})
-    gradient_checkpointing: bool = field(default=False, metadata={"help": "Of the CNN: less memory, more time."})
-    torch_compile: bool = field(default=False, metadata={"help": "Compile the CNN: slow at first, then faster."})
-    seed: int = 42
-    dataloader_num_workers: int = 0
-    eval_epochs: float = field(default=1.0, metadata={"help": "Evaluate and save after so many epochs."})
-    num_beams: int = field(default=1, metadata={"help": "Of the sentences that checkpoints are judged by."})
-    max_length: int = field(default=24, metadata={"help": "Longest sentence to write, in tokens."})
-    logging_steps: int = 10
-    save_steps: int | None = field(default=None, metadata={"help": "Save after so many steps too, without evaluation."})
-    save_total_limit: int | None = 2
-    resume_from_checkpoint: str | None = field(default=None, metadata={"help": "A checkpoint's folder, or 'latest'."})
-    report_to: str = field(default="none", metadata={"help": "none, tensorboard, wandb, trackio, ... or all."})
-    push_to_hub: bool = False
-    hub_model_id: str | None = field(default=None, metadata={"help": "user/name; by default the output folder's name."})
-    hub_private_repo: bool | None = None
-    hub_revision: str | None = field(default=None, metadata={"help": "Branch to push to."})
+    mixed_precision: str = field(default="no", metadata={"help": "Precision of the computation: no, bf16 or fp16."})
+    gradient_checkpointing: bool = field(
+        default=False, metadata={"help": "Compute the CNN's activations a second time to save memory."}
+    )
+    torch_compile: bool = field(
+        default=False, metadata={"help": "Compile the CNN with torch.compile: a slow start, then faster steps."}
+    )
+    seed: int = field(default=42, metadata={"help": "Random seed of the weights, the order of images and dropout."})
+    dataloader_num_workers: int = field(default=0, metadata={"help": "Processes that load images."})
+    eval_epochs: float = field(default=1.0, metadata={"help": "Epochs between evaluations; each saves a checkpoint."})
+    logging_steps: int = field(default=10, metadata={"help": "Steps between log entries."})
+    save_steps: int | None = field(
+        default=None, metadata={"help": "Steps between checkpoints, besides those of evaluations."}
+    )
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep; older ones are removed."})
+    resume_from_checkpoint: str | None = field(
+        default=None, metadata={"help": "Folder of the checkpoint to resume from, or 'latest'."}
+    )
+    report_to: str = field(
+        default="none", metadata={"help": "Experiment trackers: tensorboard, wandb, trackio, ..., all or none."}
+    )
+    push_to_hub: bool = field(default=False, metadata={"help": "Push the trained model to the Hub."})
+    hub_model_id: str | None = field(
+        default=None, metadata={"help": "Repository to push to, user/name. Defaults to the output folder's name."}
+    )
+    hub_private_repo: bool | None = field(
+        default=None, metadata={"help": "Whether a new repository is private. Defaults to the Hub's setting."}
+    )
+    hub_revision: str | None = field(default=None, metadata={"help": "Branch of the repository to push to."})
 
 
 @dataclass
 class StageArguments:
+    """The stages: when the CNN is finetuned and how fast, scheduled sampling, and self-critical training."""
+
     unfreeze_encoder_after_epochs: float | None = field(
-        default=None, metadata={"help": "Finetune the CNN from then on."}
+        default=None, metadata={"help": "Epochs after which a frozen CNN is finetuned too."}
     )
-    unfreeze_encoder_after_steps: int | None = None
+    unfreeze_encoder_after_steps: int | None = field(
+        default=None, metadata={"help": "Steps after which a frozen CNN is finetuned too."}
+    )
     unfreeze_encoder_from_layer: int = field(
-        default=0, metadata={"help": "Layers of the CNN below this one stay frozen; 0 is the stem, -1 the last."}
+        default=0, metadata={"help": "First layer of the CNN to finetune; 0 is the stem, -1 the last layer."}
+    )
+    encoder_learning_rate: float | None = field(
+        default=None,
+        metadata={"help": "Learning rate of the CNN. Defaults to a tenth of learning_rate for a pretrained one."},
+    )
+    encoder_layer_decay: float = field(
+        default=1.0, metadata={"help": "Learning-rate factor from each CNN layer to the one below it."}
     )
     scheduled_sampling_max: float = field(
-        default=0.0, metadata={"help": "Largest share of input words that are the model's own; never in evaluation."}
+        default=0.0, metadata={"help": "Highest probability that an input word is drawn from the model, in training."}
     )
-    scheduled_sampling_start: float = field(default=0.0, metadata={"help": "The epoch up to which it is 0."})
-    scheduled_sampling_increase: float = field(default=0.01, metadata={"help": "What is added to it in an epoch."})
+    scheduled_sampling_start: float = field(
+        default=0.0, metadata={"help": "Epoch in which scheduled sampling begins to rise from 0."}
+    )
+    scheduled_sampling_increase: float = field(
+        default=0.01, metadata={"help": "Increase of the probability per epoch."}
+    )
     self_critical_after_epochs: float | None = field(
-        default=None, metadata={"help": "Learn from the scores of its own sentences from then on."}
+        default=None, metadata={"help": "Epochs after which the model is trained on the scores of its own sentences."}
     )
-    self_critical_after_steps: int | None = None
-    self_critical_learning_rate: float = field(default=5e-5, metadata={"help": "The CNN's changes in proportion."})
-    self_critical_num_samples: int = field(default=5, metadata={"help": "Sentences drawn for each image."})
-    self_critical_baseline: str = field(default="leave_one_out", metadata={"help": "leave_one_out or greedy."})
-    self_critical_cider_weight: float = 1.0
-    self_critical_bleu_weight: float = 0.0
-    self_critical_cross_entropy_weight: float = field(default=0.0, metadata={"help": "Of the written captions beside."})
+    self_critical_after_steps: int | None = field(
+        default=None, metadata={"help": "Steps after which the model is trained on the scores of its own sentences."}
+    )
+    self_critical_learning_rate: float = field(
+        default=5e-5, metadata={"help": "Learning rate of self-critical training; that of the CNN falls in proportion."}
+    )
+    self_critical_num_samples: int = field(default=5, metadata={"help": "Sentences sampled for each image."})
+    self_critical_baseline: str = field(
+        default="leave_one_out", metadata={"help": "Baseline of the reward: leave_one_out or greedy."}
+    )
+    self_critical_cider_weight: float = field(default=1.0, metadata={"help": "Weight of CIDEr-D in the reward."})
+    self_critical_bleu_weight: float = field(default=0.0, metadata={"help": "Weight of BLEU-4 in the reward."})
+    self_critical_cross_entropy_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the cross-entropy loss that is added (0: none)."}
+    )
+
+    @property
+    def unfreezes_encoder(self) -> bool:
+        """Whether the CNN is frozen at first, and finetuned later."""
+        return (self.unfreeze_encoder_after_epochs, self.unfreeze_encoder_after_steps) != (None, None)
+
+    @property
+    def has_self_critical_training(self) -> bool:
+        """Whether there is a stage of self-critical training."""
+        return (self.self_critical_after_epochs, self.self_critical_after_steps) != (None, None)
+
+
+def check_options(
+    data_args: CaptionDataArguments,
+    model_args: CaptionModelArguments,
+    args: TrainingArguments,
+    stage_args: StageArguments,
+) -> None:
+    """
+    Refuse options that contradict each other, and options that have no effect beside the others.
+
+    Raises:
+        ValueError: names the options and says what to do.
+    """
+    starts_frozen = model_args.freezes_encoder(stage_args)
+    always_frozen = starts_frozen and not stage_args.unfreezes_encoder
+    augments = data_args.random_crop or data_args.flip_probability > 0
+    if stage_args.unfreezes_encoder and not starts_frozen:
+        raise ValueError("`freeze_encoder` is False, so there is nothing to unfreeze: leave one of the two out.")
+    if data_args.cache_image_features and (
+        not starts_frozen or (augments and data_args.num_feature_views == 1 and always_frozen)
+    ):
+        raise ValueError(
+            "`cache_image_features` needs a frozen CNN, and with augmentation several views of each image "
+            "(--num_feature_views)."
+        )
+    if data_args.preload_images and (augments or data_args.cache_image_features):
+        other = "cache_image_features" if data_args.cache_image_features else "random_crop` or `flip_probability"
+        raise ValueError(f"`preload_images` has no effect with `{other}`: leave one of the two out.")
+    if model_args.encoder_config and model_args.encoder_name_or_path:
+        raise ValueError("`encoder_config` has no effect with `encoder_name_or_path`: leave one of the two out.")
+
+    if model_args.model_name_or_path:
+        architecture = ["encoder_name_or_path", "encoder_config", *model_args.decoder_options()]
+        remedy = "a captioner that is trained further keeps its architecture, vocabulary and image size"
+        _refuse(model_args, architecture, "with `model_name_or_path`", remedy)
+        _refuse(data_args, ["image_size", "min_frequency"], "with `model_name_or_path`", remedy)
+    if not data_args.cache_image_features:
+        names = ["num_feature_views", "features_cache_dir"]
+        _refuse(data_args, names, "without `cache_image_features`", "leave it out, or pass --cache_image_features true")
+    if always_frozen:
+        names = ["unfreeze_encoder_from_layer", "encoder_learning_rate", "encoder_layer_decay"]
+        remedy = "leave it out, or pass --unfreeze_encoder_after_epochs, or --freeze_encoder false"
+        _refuse(stage_args, names, "while the CNN stays frozen", remedy)
+        _refuse(args, ["gradient_checkpointing"], "while the CNN stays frozen", remedy)
+    elif not (model_args.is_pretrained or stage_args.unfreezes_encoder):
+        remedy = "all layers of a CNN from scratch are trained"
+        _refuse(stage_args, ["unfreeze_encoder_from_layer"], "without a pretrained CNN", remedy)
+    if not stage_args.scheduled_sampling_max:
+        names = ["scheduled_sampling_start", "scheduled_sampling_increase"]
+        _refuse(
+            stage_args, names, "without `scheduled_sampling_max`", "leave it out, or pass the highest probability too"
+        )
+    if not stage_args.has_self_critical_training:
+        names = [option.name for option in fields(stage_args) if option.name.startswith("self_critical_")]
+        _refuse(
+            stage_args, names, "without self-critical training", "leave it out, or pass --self_critical_after_epochs"
+        )
+    if not args.push_to_hub:
+        names = [option.name for option in fields(args) if option.name.startswith("hub_")]
+        _refuse(args, names, "without `push_to_hub`", "leave it out, or pass --push_to_hub true")
+
+
+def _refuse(arguments: Any, names: Iterable[str], circumstance: str, remedy: str) -> None:
+    """Raise a `ValueError` for the first of these options that is not at its default."""
+    defaults = {option.name: option.default for option in fields(arguments)}
+    for name in names:
+        if getattr(arguments, name) != defaults[name]:
+            value = getattr(arguments, name)
+            raise ValueError(f"`{name}` is {value!r}, which has no effect {circumstance}: {remedy}.")

@@ -1,4 +1,4 @@
-"""The bookkeeping of checkpoints."""
+"""Find, keep and remove the checkpoints of a training."""
 
 import os
 import re
@@ -7,18 +7,21 @@ from pathlib import Path
 
 
 def checkpoints(output_dir: str | os.PathLike) -> list[Path]:
-    """The whole checkpoints `checkpoint-{step}` of a folder, oldest first."""
+    """List the complete checkpoints `checkpoint-<step>` of a folder, oldest first."""
     found = [path for path in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
     return sorted(found, key=lambda path: int(path.name.split("-")[1]))
 
 
 def find_checkpoint(output_dir: str | os.PathLike, resume_from_checkpoint: str | None) -> Path | None:
     """
-    The checkpoint to go on from.
+    Find the checkpoint to resume from.
 
     Args:
-        resume_from_checkpoint: a checkpoint's folder, "latest" for the newest in `output_dir` (`None` if there is none
-            yet, so that the same command starts a training and goes on with it), or `None`.
+        resume_from_checkpoint: a checkpoint's folder, "latest" for the newest in `output_dir`, or `None`.
+
+    Returns:
+        The checkpoint's folder. `None` for `None`, and for "latest" where there is no checkpoint yet, so that the same
+        command starts a training and resumes it.
 
     Raises:
         FileNotFoundError: the folder is no checkpoint.
@@ -36,6 +39,25 @@ def find_checkpoint(output_dir: str | os.PathLike, resume_from_checkpoint: str |
     return path
 
 
+def check_output_dir(
+    output_dir: str | os.PathLike, resume_from_checkpoint: str | None, overwrite_output_dir: bool
+) -> None:
+    """
+    Refuse to mix a new training with an earlier one.
+
+    Raises:
+        FileNotFoundError: `resume_from_checkpoint` is no checkpoint.
+        ValueError: `output_dir` holds checkpoints that are neither resumed from nor overwritten.
+    """
+    find_checkpoint(output_dir, resume_from_checkpoint)
+    existing = find_checkpoint(output_dir, "latest")
+    if resume_from_checkpoint is None and existing is not None and not overwrite_output_dir:
+        raise ValueError(
+            f"`output_dir` holds {existing.name} of an earlier training: resume it with --resume_from_checkpoint latest, "
+            "remove it with --overwrite_output_dir true, or pass another folder."
+        )
+
+
 def remove_old_checkpoints(output_dir: str | os.PathLike, save_total_limit: int | None) -> None:
     """Keep the newest `save_total_limit` checkpoints of a folder."""
     if save_total_limit is not None:
@@ -44,10 +66,7 @@ def remove_old_checkpoints(output_dir: str | os.PathLike, save_total_limit: int 
 
 
 def remove_later_checkpoints(output_dir: str | os.PathLike, step: int) -> None:
-    """
-    Remove the checkpoints after a step, which a training that goes on from there would mix with its own, and those that
-    were not finished.
-    """
+    """Remove unfinished checkpoints and those after a step, which a training from there would mix with its own."""
     for path in checkpoints(output_dir):
         if int(path.name.split("-")[1]) > step:
             _remove(path)
@@ -56,5 +75,5 @@ def remove_later_checkpoints(output_dir: str | os.PathLike, step: int) -> None:
 
 
 def _remove(checkpoint: Path) -> None:
-    # killed in between, half of a checkpoint is not to be taken for the newest one
+    # if the process is killed in between, half of a checkpoint must not be taken for the newest one
     shutil.rmtree(checkpoint.rename(checkpoint.with_name(checkpoint.name + ".partial")))

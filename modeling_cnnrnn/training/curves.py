@@ -1,4 +1,4 @@
-"""Pictures of a training: what the model writes, and how its numbers move."""
+"""Draw the pictures of a training: generated captions, and curves of its numbers."""
 
 import os
 import textwrap
@@ -22,7 +22,7 @@ def save_caption_sheet(
     titles: Sequence[str] | None = None,
     columns: int = 4,
 ) -> None:
-    """Draw images with the sentence written about each below it, and an optional title above."""
+    """Draw images in a grid, each with its caption below and an optional title above."""
     rows = -(-len(images) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(3 * columns, 3.6 * rows), squeeze=False)
     for axis in axes.flat:
@@ -40,36 +40,35 @@ def save_training_curves(
     path: str | os.PathLike,
     steps: Sequence[Mapping[str, float]],
     evaluations: Sequence[Mapping[str, float]],
+    panels: Mapping[str, Sequence[str]],
 ) -> None:
     """
-    Draw loss, learning rate, metrics and rewards against the training step.
+    Draw the numbers of a training against its steps.
 
     Args:
-        steps: rows with `step`, `loss` and `learning_rate`; those of self-critical training have a `reward`, and their
-            `loss`, which is no cross-entropy, is not drawn.
-        evaluations: rows with `step` and any scores; `loss` is drawn beside the training's.
+        steps: rows of the log with `step`, `loss` and `learning_rate`. In self-critical training they have a `reward`, and
+            their `loss`, which is no cross-entropy, is not drawn.
+        evaluations: rows with `step` and scores.
+        panels: the columns to draw in each panel, by its title. A panel without numbers is left out. The first one also
+            shows the learning rate.
     """
-    rewards = [row for row in steps if "reward" in row]
-    losses = [row for row in steps if "reward" not in row]
-    panels = [("loss (nats per token)", ["loss"]), ("CIDEr", ["CIDEr"])]
-    panels += [("other scores", ["BLEU-1", "BLEU-4", "ROUGE-L", "accuracy"])]
-    figure, axes = plt.subplots(1, 4 if rewards else 3, figsize=(18 if rewards else 14, 4), layout="constrained")
-    axes[0].plot([row["step"] for row in losses], [row["loss"] for row in losses], label="training", linewidth=1)
-    if rewards:
-        for name in ("reward", "baseline"):
-            axes[3].plot([row["step"] for row in rewards], [row[name] for row in rewards], label=name, linewidth=1)
-        axes[3].set(xlabel="step", title="reward of sampled sentences")
-        axes[3].legend()
-    for axis, (title, names) in zip(axes, panels, strict=False):
+    losses = [{name: value for name, value in row.items() if name != "loss" or "reward" not in row} for row in steps]
+    sources = (("training", losses, "-"), ("validation", evaluations, "o-"))
+    curves: dict[str, list] = {}
+    for title, names in panels.items():
         for name in names:
-            rows = [row for row in evaluations if row.get(name) is not None]
-            if rows:
-                label = "validation" if len(names) == 1 else name
-                axis.plot([row["step"] for row in rows], [row[name] for row in rows], "o-", label=label)
+            for source, rows, style in sources:
+                points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+                if points:
+                    curves.setdefault(title, []).append((source if len(names) == 1 else name, points, style))
+    figure, grid = plt.subplots(1, max(1, len(curves)), figsize=(4.7 * max(1, len(curves)), 4), squeeze=False)
+    figure.set_layout_engine("constrained")
+    for axis, (title, lines) in zip(grid.flat, curves.items(), strict=False):
+        for label, points, style in lines:
+            axis.plot(*zip(*points, strict=True), style, label=label, linewidth=1)
         axis.set(xlabel="step", title=title)
-        if axis.lines:
-            axis.legend()
-    rate = axes[0].twinx()
+        axis.legend()
+    rate = grid.flat[0].twinx()
     rate.plot([row["step"] for row in steps], [row["learning_rate"] for row in steps], color="0.75", linewidth=1)
     rate.set_ylabel("learning rate", color="0.5")
     _save(figure, path)

@@ -1,9 +1,9 @@
 """
-What a frozen CNN sees in each image of a dataset, computed once and kept on disk.
+Store the image features of a frozen CNN, computed once, on disk.
 
-A store is one safetensors file of float16 rows that is memory-mapped when it is read. While it is being made it bears
-another name, beside a note of how many rows are done, so that work that was stopped goes on where it stood. Each view of
-the images (the plain one, and augmented ones) has a store of its own, so that more views add to those that are there.
+A store is one safetensors file of float16 rows that is memory-mapped to read it. While it is being made it has another
+name, beside a note of how many rows are done, so that work that was stopped resumes there. Each view of the images (the
+plain one, and augmented ones) has a store of its own, so that more views add to those that are there.
 """
 
 import hashlib
@@ -12,7 +12,8 @@ import mmap
 import os
 import random
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +23,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..data.batching import RandomResizedCrop, load_stored_image
+from ..data.batching import RandomResizedCrop, load_stored_image, needed_side
 from ..files import write_json
 from ..models.modeling_cnnrnn import CnnRnnForConditionalGeneration
 from ..models.processing_cnnrnn import CnnRnnProcessor
@@ -39,25 +40,28 @@ def compute_image_features(
     num_views: int = 1,
     augmentation: RandomResizedCrop | None = None,
     seed: int = 0,
+    draft: bool = False,
 ) -> tuple[np.ndarray | list[np.ndarray], dict[int, str]]:
     """
-    The features of all images, from the store if they are there.
+    Compute the features of all images, or read them from the store if they are there.
 
     Args:
         model: its CNN is used as it is, in evaluation mode, and under the autocast of the caller.
         dataset: rows with `image` and `image_id`.
-        cache_dir: the stores' folder. A store is named by a fingerprint of CNN, preprocessing and images, so that one
+        cache_dir: folder of the stores. A store is named by a fingerprint of CNN, preprocessing and images, so that one
             made with others cannot be used by mistake.
-        batch_size: images that go through the CNN together; on a CPU more than 16 are slower, not faster.
-        save_steps: batches after which the rows done are noted; what comes after is lost if the work is stopped.
-        num_views: looks at each image. View 0 is the image as it is, the others are augmented.
-        augmentation: what the other views are made with; its `repr` is part of the name of their stores.
-        seed: of the augmentation, which is drawn from `seed`, the row and the view alone.
+        batch_size: images in a batch of the CNN; on a CPU more than 16 are slower, not faster.
+        save_steps: batches after which the rows done are noted; later rows are lost if the work is stopped.
+        progress: shows the progress over images, as `tqdm` does.
+        num_views: views of each image. View 0 is the image as it is, the others are augmented.
+        augmentation: makes the other views; its `repr` is part of the name of their stores.
+        seed: random seed of the augmentation, which depends on `seed`, the row and the view alone.
+        draft: decode large JPEGs at a part of their size, as [`CaptionDataset`] does; such stores have names of their own.
 
     Returns:
         A memory-mapped float16 array `(num_images, num_regions, num_feature_channels)`, where a model without attention
-        has one region, the mean; of several views a list of such arrays, view 0 first. [`CaptionDataset`] takes either.
-        And the rows that could not be read, each with the reason (their features are 0).
+        has one region, the mean; with several views a list of such arrays, view 0 first. [`CaptionDataset`] takes either.
+        And the rows that cannot be read, each with the reason (their features are 0).
 
     Raises:
         ValueError: `num_views` is less than 1, or more than 1 without an `augmentation` to tell them apart.
@@ -68,78 +72,117 @@ def compute_image_features(
             "flips) that makes the views after the first."
         )
     fingerprint = features_fingerprint(model, processor, dataset)
+    images = dataset.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
     views: list[np.ndarray] = []
     broken: dict[int, str] = {}
-    for view in range(num_views):
-        name, augment = fingerprint, None
-        if view > 0 and augmentation is not None:
-            augment = partial(_augment, augmentation, seed, view)
-            name += "-" + hashlib.sha256(f"{augmentation} {seed} {view}".encode()).hexdigest()[:16]
-        title = f"Image features, view {view + 1}/{num_views}" if num_views > 1 else "Image features"
-        path = Path(cache_dir) / f"{name}.safetensors"
-        rows, view_broken = _compute_view(
-            model, processor, dataset, path, augment, batch_size, save_steps, partial(progress, desc=title)
-        )
+    for number in range(num_views):
+        view = _View(processor, images, number, augmentation if number > 0 else None, seed, draft)
+        title = f"Image features, view {number + 1}/{num_views}" if num_views > 1 else "Image features"
+        path = Path(cache_dir) / f"{fingerprint}{view.suffix}.safetensors"
+        rows, view_broken = _compute_view(model, view, path, batch_size, save_steps, partial(progress, desc=title))
         views.append(rows)
         broken |= view_broken
     return views if num_views > 1 else views[0], broken
 
 
-def _augment(augmentation: RandomResizedCrop, seed: int, view: int, row: int, image: Image.Image) -> Image.Image:
-    return augmentation(image, random.Random(f"{seed}-{row}-view-{view}"))
+@dataclass
+class _View:
+    """One way to look at all images of a dataset, which are not decoded."""
+
+    processor: CnnRnnProcessor
+    images: datasets.Dataset
+    number: int
+    augmentation: RandomResizedCrop | None
+    seed: int
+    draft: bool
+
+    def __post_init__(self):
+        image_processor = self.processor.image_processor
+        self.needed_side = needed_side(image_processor, self.augmentation) if self.draft else None
+
+    @property
+    def suffix(self) -> str:
+        """What tells the store of this view from that of the plain images."""
+        suffix = ""
+        if self.augmentation is not None:
+            suffix += "-" + hashlib.sha256(f"{self.augmentation} {self.seed} {self.number}".encode()).hexdigest()[:16]
+        if self.needed_side is not None:
+            suffix += f"-draft{self.needed_side}"
+        return suffix
+
+    def read(self, rows: Sequence[int]) -> tuple[torch.Tensor, dict[int, str]]:
+        """Return the `pixel_values` of some rows, and those that cannot be read, each with the reason."""
+        opened, broken = [], {}
+        for row in rows:
+            try:
+                image = load_stored_image(self.images[row]["image"], self.needed_side)
+                if self.augmentation is not None:
+                    image = self.augmentation(image, random.Random(f"{self.seed}-{row}-view-{self.number}"))
+            except (OSError, ValueError) as error:
+                broken[row] = str(error)
+                image = Image.new("RGB", (64, 64))
+            opened.append(image)
+        return self.processor(images=opened, images_kwargs={"return_tensors": "pt"})["pixel_values"], broken
 
 
 def _compute_view(
-    model,
-    processor,
-    dataset,
-    path: Path,
-    augment: Callable | None,
-    batch_size: int,
-    save_steps: int,
-    progress: Callable,
+    model: CnnRnnForConditionalGeneration, view: _View, path: Path, batch_size: int, save_steps: int, progress: Callable
 ) -> tuple[np.ndarray, dict[int, str]]:
-    """One view of all images, from its store at `path` if it is there."""
-    notes_path = path.with_suffix(".json")
+    """Compute one view of all images, or read it from its store at `path` if it is there."""
+    notes = path.with_suffix(".json")
     if path.exists():
-        return _map_rows(path), _broken(json.loads(notes_path.read_text(encoding="utf-8")))
-
-    pooled = model.config.attention_type == "none"
-    images = dataset.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
+        return _map_rows(path), _read_notes(notes)[1]
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".partial")
-    notes: dict = {"done": 0, "broken": {}}
-    if unfinished.exists() and notes_path.exists():
-        notes = json.loads(notes_path.read_text(encoding="utf-8"))
-    rows: np.ndarray | None = _map_rows(unfinished, "r+") if notes["done"] else None
-    encoder = model.get_encoder()
+    done, broken = _read_notes(notes) if unfinished.exists() and notes.exists() else (0, {})
+    rows: np.ndarray | None = _map_rows(unfinished, "r+") if done else None
+    num_images = len(view.images)
     was_training = model.training
     model.eval()
-    with progress(total=len(images), initial=notes["done"], unit="image") as bar:
-        for start in range(notes["done"], len(images), batch_size):
-            batch = [images[index]["image"] for index in range(start, min(start + batch_size, len(images)))]
-            features = _features_of(encoder, processor, batch, start, notes["broken"], pooled, augment)
+    with progress(total=num_images, initial=done, unit="image") as bar:
+        for start in range(done, num_images, batch_size):
+            batch = range(start, min(start + batch_size, num_images))
+            pixel_values, batch_broken = view.read(batch)
+            features = _features_of(model, pixel_values)
+            features[[row - start for row in batch_broken]] = 0
+            broken |= batch_broken
             if rows is None:
-                rows = _create_rows(unfinished, (len(images), *features.shape[1:]))
-            rows[start : start + len(batch)] = features
+                rows = _create_rows(unfinished, (num_images, *features.shape[1:]))
+            rows[batch.start : batch.stop] = features
             if (start // batch_size + 1) % save_steps == 0:
                 rows.flush()  # type: ignore[attr-defined]
-                write_json(notes_path, notes | {"done": start + len(batch)})
+                write_json(notes, {"done": batch.stop, "broken": broken})
             bar.update(len(batch))
     model.train(was_training)
-    write_json(notes_path, notes | {"done": len(images)})
+    write_json(notes, {"done": num_images, "broken": broken})
     if rows is not None:
         rows.flush()  # type: ignore[attr-defined]
         os.replace(unfinished, path)
-    return _map_rows(path), _broken(notes)
+    return _map_rows(path), broken
+
+
+@torch.inference_mode()
+def _features_of(model: CnnRnnForConditionalGeneration, pixel_values: torch.Tensor) -> np.ndarray:
+    """Run the CNN on a batch: float16 `(batch_size, num_regions, num_feature_channels)`."""
+    encoder = model.get_encoder()
+    features, _ = encoder.get_image_features(pixel_values.to(encoder.device))
+    if model.config.attention_type == "none":
+        features = features.float().mean(dim=1, keepdim=True)
+    return features.half().cpu().numpy()
+
+
+def _read_notes(path: Path) -> tuple[int, dict[int, str]]:
+    """Read how many rows of a store are done, and which cannot be read."""
+    notes = json.loads(path.read_text(encoding="utf-8"))
+    return notes["done"], {int(row): reason for row, reason in notes["broken"].items()}
 
 
 def features_fingerprint(
     model: CnnRnnForConditionalGeneration, processor: CnnRnnProcessor, dataset: datasets.Dataset
 ) -> str:
-    """A name for the features of these images by this CNN, in this precision, after this preprocessing."""
+    """Name the features of these images by this CNN, in this precision, after this preprocessing."""
     digest = hashlib.sha256()
-    # a captioner that was saved and loaded sees the same, though its settings say where they came from
+    # a captioner that was saved and loaded computes the same, though its settings say where they came from
     without = ("_name_or_path", "dtype", "auto_map")
     encoder_config, preprocessing = (
         {key: value for key, value in settings.to_dict().items() if key not in without}
@@ -156,7 +199,7 @@ def features_fingerprint(
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.get_encoder().cnn.state_dict().items()):
         digest.update(name.encode())
-        values = tensor.detach().float().cpu() + 0.0  # a moving average has made 0.0 of -0.0
+        values = tensor.detach().float().cpu() + 0.0  # a moving average makes 0.0 of -0.0
         digest.update(values.contiguous().numpy().tobytes())
     images = dataset.select_columns(["image", "image_id"]).cast_column("image", datasets.Image(decode=False))
     for row in images:
@@ -168,45 +211,20 @@ def features_fingerprint(
     return digest.hexdigest()[:32]
 
 
-def _features_of(
-    encoder, processor, batch: list, start: int, broken: dict, pooled: bool, augment: Callable | None
-) -> np.ndarray:
-    opened = []
-    for row, value in enumerate(batch, start):
-        try:
-            image = load_stored_image(value)
-            opened.append(image if augment is None else augment(row, image))
-        except (OSError, ValueError) as error:
-            broken[str(row)] = str(error)
-            opened.append(Image.new("RGB", (64, 64)))
-    pixel_values = processor(images=opened, images_kwargs={"return_tensors": "pt"})["pixel_values"]
-    with torch.inference_mode():
-        features, _ = encoder.get_image_features(pixel_values.to(encoder.device))
-        if pooled:
-            features = features.float().mean(dim=1, keepdim=True)
-    array = features.half().cpu().numpy()
-    array[[str(row) in broken for row in range(start, start + len(batch))]] = 0
-    return array
-
-
-def _broken(notes: dict) -> dict[int, str]:
-    return {int(row): reason for row, reason in notes["broken"].items()}
-
-
 class _Rows(np.memmap):
-    """Stored rows. A process that receives them maps the file itself: plain memory maps travel as a copy of the whole."""
+    """Stored rows that another process maps itself: pickling a plain memory map copies the whole file."""
 
     def __reduce__(self):
-        is_whole = isinstance(self.base, mmap.mmap)  # and not a part of it
+        is_whole = isinstance(self.base, mmap.mmap)  # not a part of the rows
         return (_map_rows, (self.filename,)) if is_whole else super().__reduce__()
 
 
 def _create_rows(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """An empty safetensors file with one float16 tensor, `image_features`, open for writing."""
+    """Create an empty safetensors file with one float16 tensor, `image_features`, open for writing."""
     size = 2 * int(np.prod(shape))
     header = {"image_features": {"dtype": "F16", "shape": list(shape), "data_offsets": [0, size]}}
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # the format wants the data aligned
+    text += b" " * (-len(text) % 8)  # the format aligns data to 8 bytes
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         file.truncate(8 + len(text) + size)

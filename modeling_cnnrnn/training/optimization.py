@@ -1,7 +1,6 @@
-"""Which weights learn, how fast, and in which average, and how batches are put together."""
+"""Parameter groups, learning-rate schedules, and the batches of an optimizer step."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -13,7 +12,6 @@ from transformers import get_scheduler
 
 from ..models.loss_cnnrnn import IGNORE_INDEX
 from ..models.modeling_cnnrnn import CnnRnnForConditionalGeneration
-from .sharding import copy_from_whole_, in_one_piece, own_parts
 
 
 T = TypeVar("T")
@@ -21,10 +19,10 @@ T = TypeVar("T")
 
 def encoder_layers(model: CnnRnnForConditionalGeneration) -> list[list[nn.Parameter]]:
     """
-    The CNN's weights by depth: those of the stem, then those of each layer.
+    List the CNN's parameters by depth: those of the stem, then those of each layer.
 
     The layers are the elements of the CNN's outermost `nn.ModuleList`s and `nn.Sequential`s: four stages in transformers'
-    ResNet, the single blocks in EfficientNet. What follows the last one belongs to it.
+    ResNet, the single blocks in EfficientNet. Parameters after the last layer count as its own.
     """
     cnn = model.get_encoder().cnn
     depths = {id(p): depth for depth, layer in enumerate(_layers_of(cnn), 1) for p in layer.parameters()}
@@ -46,10 +44,10 @@ def _layers_of(module: nn.Module) -> Iterator[nn.Module]:
 
 def unfreeze_encoder_layers(model: CnnRnnForConditionalGeneration, from_layer: int = 0) -> None:
     """
-    Finetune the CNN, its BatchNorm layers excepted, from one of its [`encoder_layers`] on.
+    Unfreeze the CNN from one of its [`encoder_layers`] on; BatchNorm layers stay frozen.
 
     Args:
-        from_layer: 0 is the stem; negative numbers count from the end, as in `vision_feature_layer`.
+        from_layer: the first layer to train. 0 is the stem; negative numbers count from the end, as in `vision_feature_layer`.
 
     Raises:
         ValueError: the CNN has fewer layers.
@@ -76,11 +74,16 @@ def parameter_groups(
     encoder_layer_decay: float = 1.0,
 ) -> list[dict[str, Any]]:
     """
-    The groups of an optimiser: decoder and CNN, matrices with weight decay and vectors (biases, norms) without.
+    Make the parameter groups of an optimizer: decoder and CNN, matrices with weight decay and vectors without.
 
     Args:
-        encoder_learning_rate: of the CNN's last layer; as `learning_rate` if `None`.
-        encoder_layer_decay: of the learning rate, from each of the [`encoder_layers`] to the one before.
+        learning_rate: learning rate of the decoder.
+        encoder_learning_rate: learning rate of the CNN's last layer; `learning_rate` if `None`.
+        weight_decay: weight decay of matrices. Vectors are biases and the weights of norms.
+        encoder_layer_decay: factor of the learning rate from each of the [`encoder_layers`] to the one below it.
+
+    Returns:
+        Groups of trainable parameters, each with its `name`: "decoder" or "encoder".
     """
     encoder_learning_rate = learning_rate if encoder_learning_rate is None else encoder_learning_rate
     layers = encoder_layers(model)
@@ -106,6 +109,15 @@ def parameter_groups(
     ]
 
 
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Make two parameter groups of an optimizer: matrices with weight decay, vectors (biases, norms) without."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
 def two_stage_scheduler(
     name: str,
     optimizer: torch.optim.Optimizer,
@@ -115,14 +127,16 @@ def two_stage_scheduler(
     second_stage_factor: float = 1.0,
 ) -> LambdaLR:
     """
-    transformers' schedule of this name over a training, or over each of its two stages with warmup in both.
+    Make transformers' schedule of this name over a training, or over each of its two stages with warmup in both.
 
     Args:
-        second_stage_step: where the second stage begins; `None` for a training of one.
-        second_stage_factor: of all learning rates in the second stage.
+        warmup_ratio: share of each stage in which the rates rise from 0.
+        num_steps: optimizer steps of the training.
+        second_stage_step: step at which the second stage begins; `None` for a single stage.
+        second_stage_factor: factor of all learning rates in the second stage.
 
     Raises:
-        ValueError: a schedule that is not a function of the step alone.
+        ValueError: the schedule does not depend on the step alone.
     """
 
     def factor(length: int) -> Callable[[int], float]:
@@ -145,59 +159,8 @@ def two_stage_scheduler(
     )
 
 
-class AveragedWeights:
-    """
-    The exponential moving average of a model's weights, and of the statistics of its BatchNorm layers.
-
-    Args:
-        decay: share of the average that each step keeps.
-        warmup: whether it is less in the first steps, so that untrained weights are soon forgotten. Trained ones are worth
-            keeping: the mean of a model and what self-critical training makes of it is better than either, as with
-            https://arxiv.org/abs/2109.01903.
-    """
-
-    def __init__(self, model: nn.Module, decay: float, warmup: bool = True):
-        if not 0 < decay < 1:
-            raise ValueError(f"`ema_decay` is {decay}: pass a number between 0 and 1, such as 0.999.")
-        self.tensors = [t.detach() for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
-        self.averages = [tensor.clone() for tensor in self.tensors]
-        self.decay, self.warmup = decay, warmup
-        self.num_updates = 0
-
-    @torch.no_grad()
-    def update(self) -> None:
-        """Take the weights after a step of the optimiser into the average."""
-        self.num_updates += 1
-        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates)) if self.warmup else self.decay
-        torch._foreach_lerp_(own_parts(self.averages), own_parts(self.tensors), 1 - decay)
-
-    @torch.no_grad()
-    def adopt(self) -> None:
-        """Go on from the average: what learns from now on are these weights."""
-        torch._foreach_copy_(own_parts(self.tensors), own_parts(self.averages))
-
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        """Within this context the model has the averaged weights."""
-        tensors = own_parts(self.tensors)
-        learned = [tensor.clone() for tensor in tensors]
-        self.adopt()
-        try:
-            yield
-        finally:
-            torch._foreach_copy_(tensors, learned)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"averages": [in_one_piece(average) for average in self.averages], "num_updates": self.num_updates}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        for average, whole in zip(self.averages, state["averages"], strict=True):
-            copy_from_whole_(average, whole)
-        self.num_updates = state["num_updates"]
-
-
 def in_groups(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Lists of `size` items, the last one perhaps shorter."""
+    """Yield lists of `size` items; the last one may be shorter."""
     iterator = iter(items)
     while group := list(islice(iterator, size)):
         yield group
@@ -205,10 +168,14 @@ def in_groups(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 def without_repeats(batches: Iterable[dict[str, Any]], accelerator: Accelerator, batch_size: int) -> Iterator[dict]:
     """
-    Batches from which each image is learned once an epoch, whatever the number of processes.
+    Yield batches in which each example has labels once an epoch, whatever the number of processes.
 
-    Where the images do not fill the last batches of all processes, accelerate repeats the first ones. They stay, so that
-    the processes keep in step, but without a caption.
+    Where the examples do not fill the last batches of all processes, accelerate repeats the first ones. They stay, so that
+    batches keep their size in every process, but without labels.
+
+    Args:
+        batches: batches of a prepared loader, with `labels` `(batch_size, ...)`.
+        batch_size: examples in a batch of one process.
     """
     for batch in batches:
         state = accelerator.gradient_state

@@ -1,4 +1,4 @@
-"""Experiment trackers: those that are installed, and the sentences of an evaluation with their pictures."""
+"""Find experiment trackers, and send them the captions of an evaluation."""
 
 import os
 from collections.abc import Mapping
@@ -11,10 +11,13 @@ from PIL import Image
 
 def find_trackers(report_to: str) -> list[str] | None:
     """
-    What `report_to` means: names separated by commas, "all" that is installed, or "none".
+    List the trackers to report to.
+
+    Args:
+        report_to: names separated by commas, "all" for those that are installed, or "none".
 
     Raises:
-        ImportError: a tracker that is not installed, which accelerate would leave out without a word.
+        ImportError: a tracker is not installed; accelerate would leave it out without a word.
     """
     if report_to == "none":
         return None
@@ -33,10 +36,12 @@ def find_trackers(report_to: str) -> list[str] | None:
 
 def log_samples(accelerator: Accelerator, sheet: str | os.PathLike, captions: Mapping[str, str], step: int) -> None:
     """
-    Send sentences to the trackers, and to those that show pictures the sheet of `save_caption_sheet`.
+    Send captions to the trackers, and the sheet of `save_caption_sheet` to those that show pictures.
 
     Args:
-        captions: sentences by image id.
+        sheet: file of the picture.
+        captions: captions by image id.
+        step: optimizer steps taken.
     """
     accelerator.log({"captions": "\n".join(f"{name}: {text}  " for name, text in captions.items())}, step=step)
     for tracker in accelerator.trackers:

@@ -10,8 +10,8 @@ from PIL import Image
 
 from modeling_cnnrnn import CnnRnnForConditionalGeneration, CnnRnnProcessor
 from modeling_cnnrnn.data.batching import CaptionDataset, RandomResizedCrop
+from modeling_cnnrnn.training.averaging import AveragedWeights
 from modeling_cnnrnn.training.features import compute_image_features, features_fingerprint
-from modeling_cnnrnn.training.optimization import AveragedWeights
 
 
 FLIP = RandomResizedCrop((1.0, 1.0), (1.0, 1.0), flip_probability=1.0)

@@ -15,6 +15,7 @@ from modeling_cnnrnn import CnnRnnForConditionalGeneration
 from modeling_cnnrnn.data.batching import CaptionDataset, RandomResizedCrop, collate_captions
 from modeling_cnnrnn.evaluation.captions import evaluate_captioner
 from modeling_cnnrnn.files import copy_files, whole_folder
+from modeling_cnnrnn.training.averaging import AveragedWeights
 from modeling_cnnrnn.training.checkpoints import (
     checkpoints,
     find_checkpoint,
@@ -24,7 +25,6 @@ from modeling_cnnrnn.training.checkpoints import (
 from modeling_cnnrnn.training.curves import save_training_curves
 from modeling_cnnrnn.training.features import compute_image_features
 from modeling_cnnrnn.training.optimization import (
-    AveragedWeights,
     encoder_layers,
     in_groups,
     parameter_groups,
@@ -353,9 +353,10 @@ def test_a_checkpoint_that_is_half_removed_is_not_the_latest(tmp_path, monkeypat
 
 def test_curves_of_self_critical_training_show_its_reward(tmp_path):
     steps = [{"step": 1, "loss": 3.0, "learning_rate": 0.1}]
-    save_training_curves(tmp_path / "plain.png", steps, [])
+    panels = {"loss": ["loss"], "CIDEr": ["CIDEr"], "reward": ["reward", "baseline"]}
+    save_training_curves(tmp_path / "plain.png", steps, [{"step": 1, "CIDEr": 0.3}], panels)
     steps.append({"step": 2, "loss": -0.1, "learning_rate": 0.1, "reward": 0.5, "baseline": 0.4})
-    save_training_curves(tmp_path / "rewards.png", steps, [{"step": 2, "CIDEr": 0.4, "loss": 3.1}])
+    save_training_curves(tmp_path / "rewards.png", steps, [{"step": 2, "CIDEr": 0.4, "loss": 3.1}], panels)
     plain, rewards = (Image.open(tmp_path / name) for name in ("plain.png", "rewards.png"))
     assert rewards.width > 1.2 * plain.width
 

@@ -1,0 +1,87 @@
+"""The moving average of a model's weights, which is evaluated and kept in place of the weights themselves."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from .sharding import copy_from_whole_, in_one_piece, own_parts
+
+
+class AveragedWeights:
+    """
+    The exponential moving average of a model's weights, and of the statistics of its BatchNorm layers.
+
+    Args:
+        model: the model, whose parameters and buffers keep their place in memory.
+        decay: share of the average that each step keeps. With 0 there is no average, and all methods do nothing.
+        warmup: whether the decay is smaller in the first steps, so that untrained weights are soon forgotten. Trained ones
+            are worth keeping: the mean of a model and what self-critical training makes of it is better than either
+            (https://arxiv.org/abs/2109.01903).
+
+    Raises:
+        ValueError: `decay` is negative, or 1 or more.
+    """
+
+    def __init__(self, model: nn.Module, decay: float, warmup: bool = True):
+        if not 0 <= decay < 1:
+            raise ValueError(
+                f"`ema_decay` is {decay}: pass a number between 0 and 1, such as 0.999, or 0 for no average."
+            )
+        tensors = [t.detach() for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
+        self.tensors = tensors if decay else []
+        self.averages = [tensor.clone() for tensor in self.tensors]
+        self.decay, self.warmup = decay, warmup
+        self.num_updates = 0
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Add the weights after an optimizer step to the average."""
+        if not self.averages:
+            return
+        self.num_updates += 1
+        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates)) if self.warmup else self.decay
+        torch._foreach_lerp_(own_parts(self.averages), own_parts(self.tensors), 1 - decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Give the model the averaged weights within this context, and its own back at the end."""
+        tensors = own_parts(self.tensors)
+        trained = [tensor.clone() for tensor in tensors]
+        _copy_(tensors, own_parts(self.averages))
+        try:
+            yield
+        finally:
+            _copy_(tensors, trained)
+
+    def adopt(self) -> None:
+        """Give the model the averaged weights for good: training continues from them."""
+        _copy_(own_parts(self.tensors), own_parts(self.averages))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the averages, each in one piece; all processes must call it together."""
+        return {"averages": [in_one_piece(average) for average in self.averages], "num_updates": self.num_updates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """
+        Take over what `state_dict` returned.
+
+        Raises:
+            ValueError: it is the average of another model, or there is an average on one side alone.
+        """
+        if len(state["averages"]) != len(self.averages):
+            raise ValueError(
+                f"The checkpoint holds an average of {len(state['averages'])} tensors, and this training one of "
+                f"{len(self.averages)}: resume with the model and the `ema_decay` of the checkpoint."
+            )
+        for average, whole in zip(self.averages, state["averages"], strict=True):
+            copy_from_whole_(average, whole)
+        self.num_updates = state["num_updates"]
+
+
+@torch.no_grad()
+def _copy_(targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
+    if targets:
+        torch._foreach_copy_(targets, sources)

@@ -1,0 +1,255 @@
+"""
+The steps from options to a trained captioner, for pages and commands.
+
+[`train_captioner`] takes them all; `examples/train_captioner.py` takes them one by one.
+"""
+
+import json
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import datasets
+import huggingface_hub
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, set_seed
+from transformers import AutoConfig
+
+from ..data.batching import CaptionDataset, RandomResizedCrop
+from ..data.loading import load_dataset_from, split_dataset
+from ..data.shapes import scenes_of
+from ..data.shapes.language import checker
+from ..hub import push
+from ..models.configuration_cnnrnn import CnnRnnConfig
+from ..models.modeling_cnnrnn import CnnRnnForConditionalGeneration
+from ..models.processing_cnnrnn import CnnRnnProcessor
+from ..models.tokenization_cnnrnn import build_tokenizer
+from .arguments import (
+    CaptionDataArguments,
+    CaptionModelArguments,
+    StageArguments,
+    TrainingArguments,
+    check_options,
+)
+from .caption_trainer import CaptionTrainer
+from .features import compute_image_features
+from .optimization import unfreeze_encoder_layers
+from .trainer import TrainerState, create_accelerator
+
+
+logger = logging.getLogger(__name__)
+
+# share of the training images that are kept for validation where the dataset has no such split
+VALIDATION_SHARE = 0.05
+# a CNN for small pictures: of 64 x 64 pixels it makes a grid of 8 x 8 regions
+SMALL_CNN = {
+    "model_type": "resnet",
+    "layer_type": "basic",
+    "embedding_size": 32,
+    "hidden_sizes": [32, 64, 128],
+    "depths": [1, 1, 1],
+}
+SMALL_SIZE = 64
+
+
+def train_captioner(
+    data_args: CaptionDataArguments,
+    model_args: CaptionModelArguments,
+    args: TrainingArguments,
+    stage_args: StageArguments,
+) -> TrainerState:
+    """
+    Train a captioner as the options say, and leave it in the output folder.
+
+    Raises:
+        ValueError: options do not fit each other, the dataset or the captioner.
+        OSError: the dataset, a model or a checkpoint is not there.
+        ImportError: a tracker is not installed.
+    """
+    check_options(data_args, model_args, args, stage_args)
+    accelerator = create_accelerator(args)
+    check_environment(accelerator, args, stage_args)
+    set_seed(args.seed)
+    train_rows, eval_rows = load_splits(data_args, args.seed, accelerator)
+    model, processor = build_captioner(data_args, model_args, train_rows["captions"][:])
+    prepare_encoder(model, model_args, args, stage_args, accelerator)
+    train_dataset, eval_dataset = build_datasets(model, processor, train_rows, eval_rows, data_args, args, accelerator)
+    scenes = scenes_of(eval_rows)
+    trainer = CaptionTrainer(
+        model,
+        processor,
+        train_dataset,
+        eval_dataset,
+        accelerator,
+        args,
+        model_args,
+        stage_args,
+        train_captions=train_rows["captions"][:],
+        references=eval_rows["captions"][:],
+        checker=checker(scenes) if scenes else None,
+        options={
+            "data": asdict(data_args),
+            "model": asdict(model_args),
+            "training": asdict(args),
+            "stages": asdict(stage_args),
+        },
+    )
+    state = trainer.train()
+    if args.push_to_hub and accelerator.is_main_process:
+        push_to_hub(args)
+    return state
+
+
+def check_environment(accelerator: Accelerator, args: TrainingArguments, stage_args: StageArguments) -> None:
+    """
+    Refuse what would fail after hours of training.
+
+    Raises:
+        ValueError: there is no token to push with, or FSDP cannot do what is asked.
+    """
+    if args.push_to_hub and huggingface_hub.get_token() is None:
+        raise ValueError("`push_to_hub` needs a token of the Hub: run `hf auth login`, or set HF_TOKEN.")
+    has_stages = stage_args.unfreezes_encoder or stage_args.has_self_critical_training
+    if accelerator.distributed_type == DistributedType.FSDP and (has_stages or args.max_grad_value):
+        raise ValueError(
+            "FSDP can only train in one stage, by cross-entropy, and clip gradients by their norm: leave out "
+            "`unfreeze_encoder_after_...`, `self_critical_after_...` and `max_grad_value`, or train without FSDP."
+        )
+
+
+def load_splits(
+    data_args: CaptionDataArguments, seed: int, accelerator: Accelerator
+) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """
+    Load the rows to train on and those to evaluate on; a missing validation split is taken from the training images.
+
+    Raises:
+        ValueError: the dataset cannot be read, or has no such split.
+    """
+    with accelerator.main_process_first():
+        splits = load_dataset_from(data_args)
+    if data_args.train_split not in splits:
+        raise ValueError(f"`train_split` is '{data_args.train_split}', but the dataset has the splits {list(splits)}.")
+    train_rows = splits[data_args.train_split]
+    if data_args.validation_split in splits:
+        eval_rows = splits[data_args.validation_split]
+    else:
+        logger.info("No split '%s': a twentieth of the training images is kept for it.", data_args.validation_split)
+        splits = split_dataset(train_rows, VALIDATION_SHARE, seed)
+        train_rows, eval_rows = splits["train"], splits["validation"]
+    train_rows = train_rows.select(range(min(len(train_rows), data_args.max_train_samples or len(train_rows))))
+    eval_rows = eval_rows.select(range(min(len(eval_rows), data_args.max_eval_samples or len(eval_rows))))
+    logger.info("%d images to train on, %d to evaluate on.", len(train_rows), len(eval_rows))
+    return train_rows, eval_rows
+
+
+def build_captioner(
+    data_args: CaptionDataArguments, model_args: CaptionModelArguments, captions: list[list[str]]
+) -> tuple[CnnRnnForConditionalGeneration, CnnRnnProcessor]:
+    """
+    Load the captioner that is trained further, or make a new one with a pretrained CNN or a CNN from scratch.
+
+    Args:
+        captions: captions of each training image; the vocabulary of a new captioner is made of them.
+
+    Raises:
+        ValueError: a layer's option is not one of its choices or does not fit another, or no word is frequent enough.
+        OSError: a pretrained model is not there.
+    """
+    if model_args.model_name_or_path:
+        processor = CnnRnnProcessor.from_pretrained(model_args.model_name_or_path)
+        model = CnnRnnForConditionalGeneration.from_pretrained(model_args.model_name_or_path, dtype=torch.float32)
+    else:
+        tokenizer = build_tokenizer(captions, min_frequency=data_args.min_frequency)
+        logger.info("The vocabulary has %d words.", len(tokenizer))
+        options = model_args.decoder_options()
+        encoder = model_args.encoder_name_or_path
+        if encoder:
+            processor = CnnRnnProcessor.from_encoder_pretrained(encoder, tokenizer, data_args.image_size)
+            model = CnnRnnForConditionalGeneration.from_encoder_pretrained(encoder, tokenizer, **options)
+        else:
+            processor = CnnRnnProcessor.from_image_size(data_args.image_size or SMALL_SIZE, tokenizer)
+            settings = json.loads(model_args.encoder_config) if model_args.encoder_config else SMALL_CNN
+            config = CnnRnnConfig.from_tokenizer(tokenizer, encoder=AutoConfig.for_model(**settings), **options)
+            model = CnnRnnForConditionalGeneration(config)
+    model.generation_config.max_length = model_args.max_length
+    return model, processor
+
+
+def prepare_encoder(
+    model: CnnRnnForConditionalGeneration,
+    model_args: CaptionModelArguments,
+    args: TrainingArguments,
+    stage_args: StageArguments,
+    accelerator: Accelerator,
+) -> None:
+    """
+    Freeze what no stage trains of the CNN, and set how the CNN is computed.
+
+    Raises:
+        ValueError: the CNN has no layer `unfreeze_encoder_from_layer`.
+    """
+    if model_args.is_pretrained or stage_args.unfreezes_encoder:
+        unfreeze_encoder_layers(model, stage_args.unfreeze_encoder_from_layer)
+    if model_args.freezes_encoder(stage_args) and not stage_args.unfreezes_encoder:
+        model.freeze_encoder()
+    cnn = model.get_encoder().cnn
+    if accelerator.distributed_type != DistributedType.FSDP:  # FSDP supports only contiguous weights
+        cnn.to(memory_format=torch.channels_last)  # convolutions are fastest with it
+    if args.gradient_checkpointing:
+        model.activation_checkpointing_enable()
+    if args.torch_compile:
+        cnn.compile()  # the CNN alone: sentences differ in length, and each length would be compiled again
+
+
+def build_datasets(
+    model: CnnRnnForConditionalGeneration,
+    processor: CnnRnnProcessor,
+    train_rows: datasets.Dataset,
+    eval_rows: datasets.Dataset,
+    data_args: CaptionDataArguments,
+    args: TrainingArguments,
+    accelerator: Accelerator,
+) -> tuple[CaptionDataset, CaptionDataset]:
+    """
+    Make the dataset to train on, augmented, and the one to evaluate on, with all captions of an image at once.
+
+    With `cache_image_features` the CNN is run here, or its stored features are read.
+
+    Raises:
+        ValueError: several views of the images are stored without an augmentation that tells them apart.
+    """
+    augmentation = None
+    if data_args.random_crop or data_args.flip_probability > 0:
+        smallest = 0.6 if data_args.random_crop else 1.0
+        augmentation = RandomResizedCrop((smallest, 1.0), flip_probability=data_args.flip_probability)
+    seen: dict[str, Any] = {"augmentation": augmentation, "draft": data_args.draft_decoding}
+    train_features: dict[str, Any] = {}
+    eval_features: dict[str, Any] = {}
+    if data_args.cache_image_features:
+        model.to(accelerator.device)
+        cache_dir = data_args.features_cache_dir or Path(args.output_dir) / "image_features"
+        views = {"num_views": data_args.num_feature_views, **seen}
+        for stored, rows, options in ((train_features, train_rows, views), (eval_features, eval_rows, {})):
+            with accelerator.main_process_first(), accelerator.autocast():
+                features, broken = compute_image_features(model, processor, rows, cache_dir, **options)
+            stored |= {"image_features": features, "broken": broken}
+    common: dict[str, Any] = {"seed": args.seed, "max_length": data_args.max_caption_length}
+    common["preload"] = data_args.preload_images
+    train_dataset = CaptionDataset(
+        train_rows, processor, data_args.captions_per_image, **seen, **train_features, **common
+    )
+    most_captions = max(len(captions) for captions in eval_rows["captions"][:])
+    eval_dataset = CaptionDataset(eval_rows, processor, most_captions, **eval_features, **common)
+    if train_dataset.num_captions_left_out:
+        logger.warning("%d captions without a known word are left out.", train_dataset.num_captions_left_out)
+    return train_dataset, eval_dataset
+
+
+def push_to_hub(args: TrainingArguments) -> None:
+    """Push the trained captioner with its model card."""
+    repo_id = args.hub_model_id or Path(args.output_dir).name
+    commit = push.push_captioner(args.output_dir, repo_id, private=args.hub_private_repo, revision=args.hub_revision)
+    logger.info("Pushed: %s", commit.commit_url)

@@ -1,0 +1,498 @@
+"""
+The engine of all trainings: optimizer steps in stages, evaluations, checkpoints from which a training resumes exactly.
+
+What a model is trained for is in the methods that a subclass overrides; see [`Trainer`].
+"""
+
+import json
+import logging
+import math
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from accelerate import Accelerator
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    ProjectConfiguration,
+    gather_object,
+    set_seed,
+)
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader, Dataset, RandomSampler
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, ProcessorMixin
+
+from ..evaluation.provenance import EnergyMeter, peak_memory, provenance
+from ..files import copy_files, whole_folder, write_json
+from ..models.loss_cnnrnn import IGNORE_INDEX
+from .arguments import TrainingArguments
+from .averaging import AveragedWeights
+from .callbacks import TrainerCallback, random_state_kept
+from .checkpoints import check_output_dir, find_checkpoint, remove_later_checkpoints, remove_old_checkpoints
+from .curves import save_training_curves
+from .optimization import decay_groups, in_groups, two_stage_scheduler, without_repeats
+from .sharding import unsharded, whole_weights
+from .tracking import find_trackers
+
+
+logger = logging.getLogger(__name__)
+
+STATE_FILE = "trainer_state.json"
+
+
+def create_accelerator(args: TrainingArguments) -> Accelerator:
+    """
+    Create the accelerator of a training, and let only the main process log.
+
+    Raises:
+        ValueError: the output folder holds an earlier training, or FSDP is of version 1.
+        FileNotFoundError: `resume_from_checkpoint` is no checkpoint.
+        ImportError: a tracker is not installed.
+    """
+    check_output_dir(args.output_dir, args.resume_from_checkpoint, args.overwrite_output_dir)
+    output_dir = Path(args.output_dir)
+    accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # or several processes would not find each other on a CPU
+        gradient_accumulation_steps=1,  # the trainer divides by the items of all micro-batches itself
+        mixed_precision=args.mixed_precision,
+        log_with=find_trackers(args.report_to),
+        project_config=ProjectConfiguration(project_dir=str(output_dir), logging_dir=str(output_dir / "logs")),
+    )
+    if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
+        raise ValueError("FSDP is of version 1: pass `--fsdp_version 2` to `accelerate launch`.")
+    logging.getLogger("modeling_cnnrnn").setLevel(logging.INFO if accelerator.is_main_process else logging.ERROR)
+    transformers.logging.disable_progress_bar()  # of weights, which are read and written in no time
+    return accelerator
+
+
+@dataclass
+class TrainerState:
+    """
+    Where a training stands: the content of `trainer_state.json`.
+
+    Attributes:
+        step: optimizer steps taken.
+        stage: name of the stage of the last step.
+        best: scores of the best evaluation, by the trainer's `metric_for_best_model`.
+        steps: a row for each log entry: step, loss, epoch, learning rates, speeds.
+        evaluations: a row for each evaluation: step and scores.
+        broken_images: reason why an image could not be read, by image id.
+        seconds: time that the training took, over all resumed parts.
+        energy_kwh: energy that the machine used in that time; `None` where codecarbon is not installed.
+    """
+
+    step: int = 0
+    stage: str = ""
+    best: dict[str, float] | None = None
+    steps: list[dict[str, float]] = field(default_factory=list)
+    evaluations: list[dict[str, float]] = field(default_factory=list)
+    broken_images: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    energy_kwh: float | None = None
+
+    def save_to_json(self, path: str | os.PathLike) -> None:
+        """Write the state whole or not at all."""
+        write_json(path, asdict(self))
+
+    @classmethod
+    def load_from_json(cls, path: str | os.PathLike) -> "TrainerState":
+        """Read what `save_to_json` wrote."""
+        return cls(**json.loads(Path(path).read_text(encoding="utf-8")))
+
+
+@dataclass
+class _SinceLastLog:
+    """What a log entry sums up."""
+
+    counts: dict[str, torch.Tensor] = field(default_factory=dict)
+    values: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    seconds: float = 0.0
+
+
+class Trainer:
+    """
+    Train a model with accelerate, on one process or several, in stages.
+
+    A training that was stopped resumes from its last checkpoint bit by bit. Several processes take the steps that one
+    process takes with their batches together: the loss is divided by the items of all of them. After each evaluation the
+    model is kept if it is the best so far; the output folder ends up with the best one.
+
+    A subclass overrides what its model is trained for:
+    - `evaluate`: the scores of the validation data, of which `metric_for_best_model` (larger is better) decides;
+    - `prepare_inputs`: a batch of `data_collator` as keyword arguments of the model;
+    - `count_items`: what a batch holds; the loss is divided by the first of these numbers;
+    - `compute_loss`: the loss of a batch;
+    - `create_optimizer`, `create_scheduler`: AdamW with one schedule by default;
+    - `stage_at`, `begin_stage`, `end_stage`: the stages and what each trains; one stage by default;
+    - `log_values`: further columns of the log, such as learning rates; `record` adds to the next log entry;
+    - `curves`: the panels of `training_curves.png`.
+
+    Args:
+        model: the model, not wrapped.
+        args: options of the training.
+        accelerator: as [`create_accelerator`] makes it.
+        train_dataset: images in any order; its `epoch` is set before each epoch.
+        data_collator: makes a batch of examples: tensors, among them `labels`, and if it likes `rows` and `broken` as
+            [`~modeling_cnnrnn.data.batching.collate_captions`] does.
+        processing_class: processor or tokenizer that is saved beside the model.
+        callbacks: watch the training.
+        options: options by group, written into `training_results.json` and to the trackers.
+    """
+
+    project_name = "training"  # of the trackers
+    metric_for_best_model = "score"
+    curves: Mapping[str, Sequence[str]] = {"loss": ["loss"], "score": ["score"]}
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: TrainingArguments,
+        accelerator: Accelerator,
+        train_dataset: Dataset,
+        data_collator: Callable[[list], dict[str, Any]],
+        processing_class: ProcessorMixin | None = None,
+        callbacks: Sequence[TrainerCallback] = (),
+        options: Mapping[str, Mapping[str, Any]] | None = None,
+    ):
+        self.model, self.args, self.accelerator = model, args, accelerator
+        self.train_dataset, self.processing_class = train_dataset, processing_class
+        self.callbacks, self.options = list(callbacks), dict(options or {"training": asdict(args)})
+        self.output_dir = Path(args.output_dir)
+        self.order = torch.Generator()
+        loader: DataLoader = DataLoader(
+            train_dataset,
+            args.per_device_train_batch_size,
+            sampler=RandomSampler(train_dataset, generator=self.order),  # type: ignore[arg-type]
+            generator=self.order,  # else each new iterator would draw from the generator of the dropout
+            collate_fn=data_collator,
+            num_workers=args.dataloader_num_workers,
+        )
+        self.loader = accelerator.prepare(loader)
+        self.steps_per_epoch = math.ceil(len(self.loader) / args.gradient_accumulation_steps)
+        self.num_steps = args.max_train_steps or self.steps_per_epoch * args.num_train_epochs
+        self.eval_steps = max(1, round(self.steps_per_epoch * args.eval_epochs))
+        self.is_sharded = accelerator.distributed_type == DistributedType.FSDP
+        self.state = TrainerState()
+        self.stage: Hashable = None
+        self.optimizer: Any = None  # what `create_optimizer` returns, then accelerate's wrapper around it
+        self._since_last_log = _SinceLastLog()
+
+    # what a subclass overrides
+
+    def evaluate(self) -> dict[str, Any]:
+        """Score the validation data, on all processes; the model has the averaged weights."""
+        raise NotImplementedError(f"{type(self).__name__} has no `evaluate`: override it to return scores by name.")
+
+    def prepare_inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Turn a batch of the loader into the inputs of `compute_loss`; images that cannot be read are noted."""
+        batch.pop("rows", None)
+        for row, reason in batch.pop("broken", ()):
+            self.state.broken_images[self.train_dataset.image_ids[row]] = reason  # type: ignore[attr-defined]
+        return batch
+
+    def count_items(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Count what a batch holds, by name. The loss is divided by the first number; the log has the speed of each."""
+        return {"items": (batch["labels"] != IGNORE_INDEX).sum()}
+
+    def compute_loss(self, model: torch.nn.Module, batch: dict[str, Any], num_items: torch.Tensor) -> torch.Tensor:
+        """Compute the sum of the losses of a batch, divided by `num_items`; `model` is wrapped for several processes."""
+        return model(**batch, num_items_in_batch=num_items).loss
+
+    def create_optimizer(self) -> torch.optim.Optimizer:
+        """Create the optimizer, of what is trained in any of the stages."""
+        return torch.optim.AdamW(decay_groups(self.model, self.args.weight_decay), self.args.learning_rate)
+
+    def create_scheduler(self, optimizer: torch.optim.Optimizer) -> LRScheduler:
+        """Create the learning-rate schedule; it is stepped after each step of the optimizer."""
+        args = self.args
+        return two_stage_scheduler(args.lr_scheduler_type, optimizer, args.warmup_ratio, self.num_steps)
+
+    def create_averaged_weights(self) -> AveragedWeights:
+        """Create the moving average of the weights."""
+        return AveragedWeights(self.model, self.args.ema_decay)
+
+    def stage_at(self, step: int) -> Hashable:
+        """Return the stage of a step, whose `str` is its name. It may depend on the step alone."""
+        return "training"
+
+    def begin_stage(self) -> bool:
+        """Set what `self.stage` trains; return whether the loss may leave some of these weights without a gradient."""
+        return False
+
+    def end_stage(self, next_stage: Hashable) -> None:
+        """Finish `self.stage`, after its last step and before this step is evaluated and saved."""
+
+    def log_values(self) -> dict[str, float]:
+        """Return further columns of a log entry."""
+        return {"learning_rate": self.optimizer.param_groups[0]["lr"]}
+
+    # the training
+
+    def train(self) -> TrainerState:
+        """
+        Train up to the last step, from the checkpoint that the options name or from the start.
+
+        Raises:
+            ValueError: the loss is not finite; the checkpoint was saved in another stage than its step has now.
+        """
+        self._begin()
+        while self.state.step < self.num_steps:
+            if self.stage_at(self.state.step) != self.stage:
+                self.enter_stage()
+                self._call("on_stage_begin")
+            self.state.stage = str(self.stage)
+            self._clock = time.perf_counter()
+            for batches in self.epoch_batches():
+                loss = self.train_step(batches)
+                next_stage = self.stage_at(self.state.step)
+                if next_stage != self.stage:
+                    self.end_stage(next_stage)
+                self._end_step(loss)
+                if self.state.step == self.num_steps or next_stage != self.stage:
+                    break
+        self._end()
+        return self.state
+
+    def epoch_batches(self) -> Iterator[list[dict[str, Any]]]:
+        """Yield the micro-batches of each step that is left of the epoch."""
+        epoch, done = divmod(self.state.step, self.steps_per_epoch)
+        self.train_dataset.epoch = epoch  # type: ignore[attr-defined]
+        self.order.manual_seed(self.args.seed + epoch)
+        size = self.args.gradient_accumulation_steps
+        batches = self.accelerator.skip_first_batches(self.loader, done * size) if done else self.loader
+        batches = without_repeats(batches, self.accelerator, self.args.per_device_train_batch_size)
+        yield from in_groups(batches, size)
+
+    def train_step(self, batches: Sequence[dict[str, Any]]) -> torch.Tensor:
+        """Take one optimizer step on micro-batches; returns this process's share of the loss, times their number."""
+        inputs = [self.prepare_inputs(batch) for batch in batches]
+        counts = self._sum_counts(inputs)
+        # the loss is a sum over the items of all processes, and their gradients are averaged
+        num_items = next(iter(counts.values())).clamp(min=1) / self.accelerator.num_processes
+        loss = torch.zeros((), device=self.accelerator.device)
+        for index, batch in enumerate(inputs):
+            is_last = index == len(inputs) - 1
+            with nullcontext() if is_last else self.accelerator.no_sync(self.wrapped):
+                share = self.compute_loss(self.wrapped, batch, num_items)
+                self.accelerator.backward(share)
+            loss += share.detach()
+        self._clip_gradients()
+        self.optimizer.step()
+        self.scheduler.step()
+        self.optimizer.zero_grad()
+        self.averaged.update()
+        self.state.step += 1
+        return loss
+
+    def record(self, **values: float) -> None:
+        """Add values to the next log entry, which has the mean of each over steps and processes."""
+        for name, value in values.items():
+            self._since_last_log.values[name].append(value)
+
+    def enter_stage(self) -> None:
+        """Set what the stage of the next step trains, and wrap the model again: a wrapper sees that only once."""
+        self.stage = self.stage_at(self.state.step)
+        finds_unused = self.begin_stage()
+        logger.info(
+            "Stage: %s. %.1f million parameters, of which %.1f million are trained.",
+            self.stage,
+            sum(p.numel() for p in self.model.parameters()) / 1e6,
+            sum(p.numel() for p in self.model.parameters() if p.requires_grad) / 1e6,
+        )
+        self.accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=finds_unused)
+        self.accelerator.free_memory()
+        self.wrapped, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
+        self.wrapped.train()
+
+    def save_checkpoint(self) -> None:
+        """Write all that resuming needs to `checkpoint-<step>`, and remove the oldest checkpoints."""
+        self.state.seconds = time.perf_counter() - self._started
+        if self.energy is not None and (used := self.energy.read()) is not None:
+            self.state.energy_kwh = (self.state.energy_kwh or 0.0) + used
+        for found in gather_object([self.state.broken_images]):  # each process opens images of its own
+            self.state.broken_images |= found
+        path = self.output_dir / f"checkpoint-{self.state.step}"
+        with whole_folder(path, self.accelerator) as folder:
+            self.accelerator.save_state(str(folder))
+            if self.accelerator.is_main_process:
+                self.state.save_to_json(folder / STATE_FILE)
+        if self.accelerator.is_main_process:
+            remove_old_checkpoints(self.output_dir, self.args.save_total_limit)
+        self._call("on_save", path)
+
+    def load_state(self, checkpoint: Path) -> None:
+        """
+        Read where the training stood when the checkpoint was saved.
+
+        Raises:
+            ValueError: it was saved in another stage than its step has now.
+        """
+        self.state = TrainerState.load_from_json(checkpoint / STATE_FILE)
+        stage = str(self.stage_at(self.state.step - 1))
+        if self.state.stage != stage:
+            raise ValueError(
+                f"{checkpoint} was saved in the stage '{self.state.stage}', but with these options step {self.state.step} "
+                f"is in '{stage}': resume with the options that the training was started with."
+            )
+
+    def save_model(self, path: Path) -> None:
+        """Write the model, and the processor beside it, as `from_pretrained` loads them."""
+        whole = unsharded(self.model, self.accelerator)
+        if self.accelerator.is_main_process:
+            with whole_folder(path) as folder:
+                whole.save_pretrained(folder)
+                if self.processing_class is not None:
+                    self.processing_class.save_pretrained(folder)
+
+    # the parts of `train`
+
+    def _begin(self) -> None:
+        accelerator, args = self.accelerator, self.args
+        checkpoint = find_checkpoint(self.output_dir, args.resume_from_checkpoint)
+        if checkpoint is not None:
+            self.load_state(checkpoint)
+        if accelerator.is_main_process:
+            remove_later_checkpoints(self.output_dir, self.state.step)
+        self.optimizer = self.create_optimizer()
+        self.trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        self.scheduler = self.create_scheduler(self.optimizer)
+        self.enter_stage()
+        self.averaged = self.create_averaged_weights()
+        accelerator.register_for_checkpointing(self.scheduler, self.averaged)
+        if checkpoint is not None:
+            accelerator.load_state(str(checkpoint))
+            logger.info("Resuming from %s, step %d.", checkpoint, self.state.step)
+        if accelerator.log_with:
+            config = {name: value for group in self.options.values() for name, value in group.items()}
+            accelerator.init_trackers(self.project_name, {k: v for k, v in config.items() if v is not None})
+        if checkpoint is None:
+            set_seed(args.seed, device_specific=True)
+        self.energy = EnergyMeter() if accelerator.is_main_process else None
+        self._started = time.perf_counter() - self.state.seconds
+        self.bar = tqdm(
+            total=self.num_steps,
+            initial=self.state.step,
+            desc="Training",
+            unit="step",
+            disable=not accelerator.is_main_process,
+        )
+        self._call("on_train_begin")
+        self._call("on_stage_begin")
+
+    def _sum_counts(self, inputs: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """Sum the counts of micro-batches over all processes, here and for the log."""
+        counts = [self.count_items(batch) for batch in inputs]
+        names = list(counts[0])
+        total: Any = sum(torch.stack(list(count.values())) for count in counts)
+        summed = dict(zip(names, self.accelerator.reduce(total, reduction="sum"), strict=True))
+        for name, count in summed.items():
+            self._since_last_log.counts[name] = self._since_last_log.counts.get(name, 0.0) + count
+        return summed
+
+    def _clip_gradients(self) -> None:
+        if self.is_sharded:
+            # FSDP replaces the parameters, and its checkpoints need an optimizer state for every one
+            self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+            for parameter in self.trained:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+        if self.args.max_grad_value:
+            self.accelerator.clip_grad_value_(self.trained, self.args.max_grad_value)
+        if self.args.max_grad_norm:
+            self.accelerator.clip_grad_norm_(self.trained, self.args.max_grad_norm)
+
+    def _end_step(self, loss: torch.Tensor) -> None:
+        """Log, evaluate and save where it is time to."""
+        step, args = self.state.step, self.args
+        self.bar.update()
+        is_last = step == self.num_steps
+        if step % args.logging_steps == 0 or is_last:
+            self._log(self.accelerator.reduce(loss, reduction="mean").item())
+        else:
+            self._since_last_log.seconds += time.perf_counter() - self._clock
+        self._call("on_step_end", loss)
+        evaluates = step % self.eval_steps == 0 or is_last
+        if evaluates:
+            with self.averaged.applied(), whole_weights(self.model):
+                self._evaluate()
+        if evaluates or (args.save_steps and step % args.save_steps == 0):
+            self.save_checkpoint()
+        self._clock = time.perf_counter()
+
+    def _log(self, loss: float) -> None:
+        """Add a row to the log."""
+        step, since = self.state.step, self._since_last_log
+        if not math.isfinite(loss):
+            raise ValueError(f"The loss is {loss} at step {step}: pass a smaller --learning_rate.")
+        seconds = since.seconds + time.perf_counter() - self._clock
+        row = {"step": step, "loss": loss, "epoch": step / self.steps_per_epoch} | self.log_values()
+        for name, values in since.values.items():
+            mean = torch.tensor(values, device=self.accelerator.device).mean()
+            row[name] = self.accelerator.reduce(mean, reduction="mean").item()
+        speeds = {f"{name}_per_second": round(count.item() / seconds, 1) for name, count in since.counts.items()}
+        row |= speeds
+        self.state.steps.append(row)
+        shown = dict(list(speeds.items())[-1:])
+        self.bar.set_postfix(loss=f"{loss:.3f}", epoch=(step - 1) // self.steps_per_epoch, **shown)
+        if self.accelerator.log_with:
+            self.accelerator.log({f"train/{name}": value for name, value in row.items() if name != "step"}, step=step)
+        self._since_last_log = _SinceLastLog()
+        self._call("on_log", row)
+
+    def _evaluate(self) -> None:
+        """Evaluate, and keep the model if it is the best so far."""
+        step, metric = self.state.step, self.metric_for_best_model
+        scores = {"step": step} | self.evaluate()
+        self.wrapped.train()
+        self.state.evaluations.append(scores)
+        shown = " ".join(f"{name} {value:.4f}" for name, value in scores.items() if name != "step")
+        logger.info("step %d: %s", step, shown)
+        if self.state.best is None or scores[metric] > self.state.best[metric]:
+            self.state.best = scores
+            self.save_model(self.output_dir / "best")
+        if self.accelerator.is_main_process:
+            save_training_curves(
+                self.output_dir / "training_curves.png", self.state.steps, self.state.evaluations, self.curves
+            )
+        if self.accelerator.log_with:
+            self.accelerator.log({f"eval/{name}": value for name, value in scores.items() if name != "step"}, step=step)
+        self._call("on_evaluate", scores)
+        self.accelerator.wait_for_everyone()
+
+    def _end(self) -> None:
+        """Leave the best model and the results in the output folder."""
+        self.bar.close()
+        state, accelerator = self.state, self.accelerator
+        if state.broken_images:
+            logger.warning("%d images could not be read and were left out:", len(state.broken_images))
+            for image_id, reason in sorted(state.broken_images.items()):
+                logger.warning("    %s: %s", image_id, reason)
+        if accelerator.is_main_process:
+            copy_files(self.output_dir / "best", self.output_dir)
+            results: dict[str, Any] = {"best": state.best, "evaluations": state.evaluations, "seconds": state.seconds}
+            results |= {"energy_kwh": state.energy_kwh, **peak_memory(accelerator), **provenance(accelerator)}
+            results |= {"broken_images": state.broken_images, **self.options}
+            write_json(self.output_dir / "training_results.json", results)
+        metric = self.metric_for_best_model
+        best = state.best[metric] if state.best is not None else math.nan
+        logger.info("The model with the best %s (%.4f) is in %s", metric, best, self.output_dir)
+        logger.info("Curves: %s", self.output_dir / "training_curves.png")
+        self._call("on_train_end")
+        accelerator.end_training()
+
+    def _call(self, hook: str, *arguments: Any) -> None:
+        """Call a hook of all callbacks, and go on as if nothing had been called."""
+        if self.callbacks and self.accelerator.is_main_process:
+            with random_state_kept(self.accelerator.device):
+                for callback in self.callbacks:
+                    getattr(callback, hook)(self, *arguments)
+            self.wrapped.train()
