@@ -1,4 +1,4 @@
-"""Images from whatever holds them: files, URLs, bytes, arrays, tensors."""
+"""Load images as RGB from any source: files, URLs, bytes, arrays, tensors."""
 
 import base64
 from io import BytesIO
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 
 try:
@@ -24,10 +24,11 @@ def load_image(
     image: Any, timeout: float | None = None, name: str = "image", input_data_format: str | None = None
 ) -> Image.Image:
     """
-    Whatever holds a picture, as a `PIL.Image.Image` of mode RGB.
+    Load an image from any source as RGB.
 
-    Transparency is laid on white, pixels of 16 bits are scaled to 8, the rotation that a camera notes is applied, and
-    of an animation the first frame is taken.
+    Transparent pixels are blended with white, 16 bits per channel are scaled to 8, the EXIF orientation is applied, and
+    an animation gives its first frame. An image in memory that needs none of this is returned itself, not a copy: what
+    this function has returned may be passed to it again at no cost.
 
     Args:
         image: an image of PIL; a path, a URL, a `data:` URI, base64, bytes; or an array or tensor, `(height, width)`,
@@ -35,14 +36,17 @@ def load_image(
             ends of a shape may be channels, 3 goes before 1 and 4, then a tensor has them first and an array last.
             `uint8` is in [0, 255] and `uint16` in [0, 65535], other integers in whichever fits; floats are in [0, 1] if
             none is above 1, or else in [0, 255].
-        timeout: seconds to wait for a URL; `None` waits.
-        name: what errors call the image.
-        input_data_format: `"channels_first"` or `"channels_last"`, if the shape does not tell.
+        timeout: seconds to wait for a URL; `None` waits without a limit.
+        name: the image's name in error messages.
+        input_data_format: `"channels_first"` or `"channels_last"`, for an array whose shape does not tell.
+
+    Returns:
+        An image of PIL, of mode RGB.
 
     Raises:
         FileNotFoundError: there is no such file.
         OSError: the file or URL cannot be read.
-        ValueError: it can be read but is not a usable picture: no image, damaged, too large (PIL's limit against
+        ValueError: the content is not a usable image: another format, damaged, too large (PIL's limit against
             decompression bombs), of a wrong shape, with NaN or values out of range.
     """
     if isinstance(image, np.ndarray | torch.Tensor):
@@ -73,7 +77,7 @@ def load_image(
 
 
 def _open(source: str | PathLike, timeout: float | None, name: str) -> tuple[BytesIO, str]:
-    """The bytes that a path, URL or base64 stands for, and how errors call them."""
+    """Read a path, URL or base64 string; returns the content and its name in error messages."""
     text = str(source)
     if text.startswith(("http://", "https://")):
         try:
@@ -100,7 +104,7 @@ def _open(source: str | PathLike, timeout: float | None, name: str) -> tuple[Byt
 
 
 def _base64_image(text: str) -> BytesIO | None:
-    """The image that `text` encodes, if it encodes one."""
+    """Decode base64; `None` if `text` does not encode an image."""
     try:
         content = base64.b64decode(text)
         Image.open(BytesIO(content)).close()
@@ -110,13 +114,16 @@ def _base64_image(text: str) -> BytesIO | None:
 
 
 def _pil_to_rgb(image: Image.Image, name: str) -> Image.Image:
-    image = ImageOps.exif_transpose(image)
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         return _array_to_rgb(np.asarray(image), name)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    # an image of a file is decoded and parted from its file, which may be closed
+    is_in_memory = type(image) is Image.Image
+    return image if is_in_memory and image.mode == "RGB" else image.convert("RGB")
 
 
 def _array_to_rgb(array: np.ndarray | torch.Tensor, name: str, data_format: str | None = None) -> Image.Image:
@@ -153,7 +160,7 @@ def _channel_dimension(shape: tuple[int, ...], prefer_first: bool) -> str:
 
 
 def _to_uint8(array: np.ndarray, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Pixels in [0, 255], whichever scale they come in."""
+    """Scale pixels to [0, 255]."""
     if array.dtype == np.uint8:
         return array
     if array.dtype == np.bool_:
@@ -178,7 +185,7 @@ def _to_uint8(array: np.ndarray, name: str, shape: tuple[int, ...]) -> np.ndarra
 
 
 def is_unit_range(image: Any) -> bool:
-    """Whether `image` is an array of floats in [0, 1]."""
+    """Return whether `image` is an array of floats in [0, 1]."""
     if isinstance(image, torch.Tensor):
         return image.is_floating_point() and bool(image.max() <= 1 + ROUNDING)
     return isinstance(image, np.ndarray) and image.dtype.kind == "f" and bool(image.max() <= 1 + ROUNDING)

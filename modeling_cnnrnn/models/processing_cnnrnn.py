@@ -243,6 +243,8 @@ class CnnRnnProcessor(ProcessorMixin):
             image = load_image(sample, name=name, input_data_format=data_format)
             self._check_aspect_ratio(image, name, kwargs)
             rgb.append(image)
+        if getattr(self.image_processor, "do_convert_rgb", None):
+            kwargs.setdefault("do_convert_rgb", False)  # they are RGB, and transformers would copy each
         return self.image_processor(rgb, **kwargs)
 
     def _check_aspect_ratio(self, image: Image.Image, name: str, kwargs: dict[str, Any]):

@@ -1,14 +1,16 @@
-"""JPEGs decoded at a part of their size."""
+"""Pictures on their way into batches: decoded once, JPEGs at a part of their size if asked for."""
 
 import datasets
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.counting import counted_pictures
 from transformers import ConvNextImageProcessorPil
 
 from modeling_cnnrnn import CnnRnnProcessor, build_tokenizer
 from modeling_cnnrnn.data.batching import CaptionDataset, RandomResizedCrop, load_stored_image
+from modeling_cnnrnn.training.features import compute_image_features
 
 
 @pytest.fixture
@@ -86,3 +88,30 @@ def test_a_row_without_an_image_is_named(cell):
 def test_a_broken_image_is_called_by_its_file_name():
     with pytest.raises(ValueError, match=r"`0017\.jpg` \(8 bytes\) is not an image"):
         load_stored_image({"bytes": b"no image", "path": "0017.jpg"})
+
+
+@pytest.fixture
+def resizing(processor) -> CnnRnnProcessor:
+    """For `pictures`, which PIL would copy if they had their size already."""
+    return CnnRnnProcessor.from_image_size(28, processor.tokenizer)
+
+
+@pytest.mark.parametrize("augmentation", [None, RandomResizedCrop()], ids=["whole", "cropped"])
+def test_a_training_example_costs_one_decoding_and_one_conversion(pictures, resizing, augmentation):
+    dataset = CaptionDataset(pictures, resizing, augmentation=augmentation)
+    with counted_pictures() as counts:
+        dataset[3]
+    assert counts == {"decoded": 1, "converted": 1}
+
+
+def test_a_row_of_features_costs_one_decoding_and_one_conversion(pictures, resizing, tiny_model, tmp_path):
+    with counted_pictures() as counts:
+        compute_image_features(tiny_model, resizing, pictures.select(range(3)), tmp_path)
+    assert counts == {"decoded": 3, "converted": 3}
+
+
+def test_a_picture_for_the_pipeline_costs_one_decoding_and_one_conversion(pipe, tmp_path):
+    Image.new("RGB", (40, 30)).save(tmp_path / "image.png")
+    with counted_pictures() as counts:
+        pipe(tmp_path / "image.png")
+    assert counts == {"decoded": 1, "converted": 1}

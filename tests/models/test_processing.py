@@ -191,6 +191,34 @@ def test_the_rotation_in_exif_is_applied(tmp_path, pixels):
     assert (rgb(tmp_path / "turned.png") == np.rot90(pixels, -1)).all()
 
 
+def test_an_image_that_is_loaded_is_passed_on_as_it_is(tmp_path, pixels):
+    path = tmp_path / "image.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned to the right
+    Image.fromarray(pixels).save(path, exif=exif, quality=95)
+    loaded = load_image(path)
+    assert loaded.size == (10, 12)
+    assert load_image(loaded) is loaded
+    with Image.open(path) as opened:  # an image that its caller has opened is turned too, and once
+        assert load_image(load_image(opened)) == loaded
+    assert load_image(pixels) is not load_image(pixels)
+
+
+def test_an_image_is_usable_after_its_file_is_closed(tmp_path, pixels):
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    with Image.open(tmp_path / "image.png") as opened:
+        loaded = load_image(opened)
+    assert np.array_equal(np.asarray(loaded), pixels)
+
+
+def test_transparency_of_rgb_is_not_passed_on(tmp_path):
+    Image.new("RGB", (2, 2), (10, 20, 30)).save(tmp_path / "image.png", transparency=(10, 20, 30))
+    with Image.open(tmp_path / "image.png") as opened:
+        in_memory = opened.copy()
+    assert in_memory.mode == "RGB"
+    assert load_image(in_memory).getpixel((0, 0)) == (255, 255, 255)
+
+
 def test_the_first_frame_of_an_animation_is_taken(tmp_path):
     frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "frames.gif", save_all=True, append_images=frames[1:])
