@@ -1,4 +1,4 @@
-"""Processor of the CNN+RNN captioner: images to `pixel_values`, prompts to `input_ids`, captions to `labels`."""
+"""Prepare images, prompts and captions for the CNN+RNN captioner: `pixel_values`, `input_ids`, `labels`."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -36,10 +36,10 @@ MAX_RESIZED_PIXELS = 2**24
 
 class CnnRnnProcessor(ProcessorMixin):
     r"""
-    The image processor of a CNN and the tokenizer of a captioner in one.
+    Combine the image processor of a CNN and the tokenizer of a captioner.
 
     Args:
-        image_processor: any image processor of transformers. It gets RGB images and resizes, rescales and normalises
+        image_processor: any image processor of transformers. It receives RGB images and resizes, rescales and normalizes
             them as its configuration says.
         tokenizer: any tokenizer with different padding, beginning and end tokens, such as `build_tokenizer` makes.
 
@@ -71,10 +71,10 @@ class CnnRnnProcessor(ProcessorMixin):
         cls, pretrained_model_name_or_path: str | PathLike, **kwargs
     ) -> "CnnRnnProcessor":
         """
-        As in transformers.
+        Load a processor, see [`~transformers.ProcessorMixin.from_pretrained`].
 
         Raises:
-            OSError: the place has no processor, or cannot be read.
+            OSError: the folder or repository has no processor, or cannot be read.
         """
         place = pretrained_model_name_or_path
         try:
@@ -82,7 +82,7 @@ class CnnRnnProcessor(ProcessorMixin):
         except httpx.TransportError as error:
             raise OSError(f"The processor of '{place}' could not be loaded ({error}): try again.") from error
         except (OSError, ValueError) as error:
-            # transformers talks of a part of it, or of other libraries
+            # transformers names a part of the processor, or other libraries
             image_processor = ("processor_config.json", "preprocessor_config.json")
             if all(_is_missing(place, name, kwargs) for name in image_processor) or _is_missing(
                 place, "tokenizer.json", kwargs
@@ -102,14 +102,14 @@ class CnnRnnProcessor(ProcessorMixin):
         **kwargs,
     ) -> "CnnRnnProcessor":
         """
-        The image processor that a pretrained CNN comes with, and a tokenizer.
+        Combine the image processor of a pretrained CNN with a tokenizer.
 
         Args:
             name_or_path: a repository of the Hub or a folder with a `preprocessor_config.json`.
             tokenizer: the tokenizer of the captions.
-            image_size: height of `pixel_values` in place of the CNN's own; all that it resizes and crops changes in
-                proportion. Many CNNs see more in images somewhat larger than those that they were trained on
-                (https://arxiv.org/abs/1906.06423), in as many more regions.
+            image_size: height of `pixel_values`, in place of the CNN's own; the sizes of resizing and cropping change in
+                proportion. Many CNNs recognize more in images somewhat larger than those of their training
+                (https://arxiv.org/abs/1906.06423), and divide them into more regions.
             **kwargs: passed on to `AutoImageProcessor.from_pretrained`.
 
         Raises:
@@ -140,13 +140,13 @@ class CnnRnnProcessor(ProcessorMixin):
         resample: Image.Resampling = Image.Resampling.BICUBIC,
     ) -> "CnnRnnProcessor":
         """
-        An image processor made from a size, for a CNN that is trained from scratch, and a tokenizer.
+        Combine an image processor of a given size, for a CNN that is trained from scratch, with a tokenizer.
 
         Args:
             image_size: height and width of `pixel_values`; one number for a square.
             tokenizer: the tokenizer of the captions.
-            center_crop: whether the shortest edge of an image is resized to `image_size` and the middle is cut out.
-                Otherwise the whole image is squashed to `image_size`, and nothing in it gets lost.
+            center_crop: whether the shortest edge of an image is resized to `image_size` and the middle is cut out. If
+                not, the whole image is squashed to `image_size`, and none of it is lost.
             image_mean: mean of each channel of images in [0, 1].
             image_std: standard deviation of each channel of images in [0, 1].
             resample: the filter that resizes.
@@ -180,29 +180,30 @@ class CnnRnnProcessor(ProcessorMixin):
         Prepare images, prompts and captions for [`CnnRnnForConditionalGeneration`].
 
         Args:
-            images: an image or several: whatever [`load_image`] takes, lists of it, or a 4-D array or tensor. Whether
-                an array is in [0, 1] or in [0, 255] is seen for each image; never pass `do_rescale=False` for it.
+            images: an image or several: anything that [`load_image`] takes, lists of it, or a 4-D array or tensor.
+                Whether an array is in [0, 1] or in [0, 255] is inferred for each image; do not pass `do_rescale=False`.
             text: prompts that the model continues, one for each image, or one string for all. `""` is no prompt.
             text_target (`str`, `list[str]` or `list[list[str]]`, *optional*): captions to learn, one for each image,
                 or for each image a list of the same number K of captions.
             return_tensors (`str`, *optional*): `"pt"` or `"np"`.
             padding, max_length, truncation, pad_to_multiple_of (*optional*): as in a tokenizer, for prompts and for
-                captions. `max_length` counts `<bos>` or `<eos>`, which stay when the words at the end are cut off; it
-                cuts unless `truncation=False`. Without `padding`, all are as long as the longest.
+                captions. `max_length` counts `<bos>` or `<eos>`, which stay when the words at the end are cut off; as
+                in a tokenizer that does not pad, it truncates unless `truncation=False`. Without `padding`, sequences
+                are padded to the longest.
             **kwargs: other options of the tokenizer and of the image processor, also as `text_kwargs` and
                 `images_kwargs`. `add_special_tokens=False` leaves out the `<bos>` of prompts; `input_data_format` says
                 where the channels of an array are.
 
         Returns:
-            What was asked for of
+            The inputs for the arguments that were passed:
             - `pixel_values` `(batch_size, 3, height, width)`;
             - `input_ids` and `attention_mask` `(batch_size, T)`: `<bos>` and the prompt, padded on the right;
             - `labels` `(batch_size, T)` or `(batch_size, K, T)`: the caption and one `<eos>`, padded with -100.
 
         Raises:
-            ValueError: nothing is passed, or an empty list; an image is not usable (see [`load_image`]), or so narrow
-                that resizing it would fill the memory; a caption has no word, or no known word; the numbers of images,
-                prompts or captions do not fit.
+            ValueError: no argument is passed, or an empty list; an image is not usable (see [`load_image`]), or so
+                narrow that resizing it would fill the memory; a caption has no word, or no known word; the numbers of
+                images, prompts or captions differ.
             OSError: an image cannot be read (see [`load_image`]).
         """
         merged = self._merge_kwargs(
@@ -315,7 +316,7 @@ class CnnRnnProcessor(ProcessorMixin):
         return [[*ids[:limit], self.tokenizer.eos_token_id] for ids in self._encode(captions)] if captions else []
 
     def _labels(self, captions: list[str], kwargs: dict[str, Any]) -> list[list[int]]:
-        """Labels padded with -100 to one length."""
+        """Encode captions and pad them with -100 to one length."""
         _check_strings(captions, "text_target")
         limit = _max_length(kwargs, 1)
         labels = self.encode_captions(captions, None if limit is None else limit + 1)
@@ -331,17 +332,17 @@ class CnnRnnProcessor(ProcessorMixin):
         return _pad(labels, IGNORE_INDEX, kwargs)
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
-        # an "<eos>" that somebody has typed is a word like any other
+        # an "<eos>" that a caption's author has typed is a word like any other
         return self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
     def batch_decode(self, sequences, skip_special_tokens: bool = False, **kwargs) -> list[str]:
         """
-        Sentences of generated sequences or of `labels` (-100 is left out), `(batch_size, T)`.
+        Decode generated sequences or `labels` to sentences.
 
         Args:
-            sequences: token ids, as tensor, array or lists.
-            skip_special_tokens: whether the special tokens are left out, and spaces that are too many. Decoders of
-                word-level tokenizers from `build_tokenizer` leave out padding, beginning and end in any case.
+            sequences: token ids `(batch_size, T)`, as tensor, array or lists; -100 is left out.
+            skip_special_tokens: whether special tokens and repeated spaces are left out. The tokenizers that
+                `build_tokenizer` makes leave out padding, beginning and end in any case.
             **kwargs: passed on to the tokenizer.
         """
         texts = self.tokenizer.batch_decode(
@@ -352,7 +353,7 @@ class CnnRnnProcessor(ProcessorMixin):
         return [" ".join(text.split()) for text in texts] if skip_special_tokens else texts
 
     def decode(self, token_ids, skip_special_tokens: bool = False, **kwargs) -> str | list[str]:
-        """The sentence of one sequence `(T,)`, or those of a batch; see [`~CnnRnnProcessor.batch_decode`]."""
+        """Decode one sequence `(T,)`, or a batch as [`~CnnRnnProcessor.batch_decode`] does."""
         token_ids = to_py_obj(token_ids)
         if isinstance(token_ids, int):
             token_ids = [token_ids]
@@ -365,7 +366,8 @@ class CnnRnnProcessor(ProcessorMixin):
         try:
             return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
         finally:
-            vars(self).pop("auto_map", None)  # it is for the file, and would tell this processor from a loaded one
+            # an entry of the file alone: with it, this processor and one loaded from there would differ
+            vars(self).pop("auto_map", None)
 
     @property
     def unused_input_names(self) -> list[str]:
@@ -373,14 +375,14 @@ class CnnRnnProcessor(ProcessorMixin):
 
 
 def _is_missing(place: str | PathLike, name: str, kwargs: dict[str, Any]) -> bool:
-    """Whether a folder or repository that can be read has no file of this name."""
+    """Return whether a folder or repository that can be read has no file of this name."""
     if os.path.isdir(place):
         return not os.path.isfile(os.path.join(place, kwargs.get("subfolder") or "", name))
     try:
         hf_hub_download(str(place), name, **{key: kwargs[key] for key in HUB_KWARGS if key in kwargs})
     except RemoteEntryNotFoundError:
         return True
-    except Exception:  # whatever is wrong, it is not that
+    except Exception:  # any other error says nothing about this file
         return False
     return False
 
@@ -391,7 +393,7 @@ def _check_image_size(image_size: int | tuple[int, int] | None):
 
 
 def _as_batch(images: Any) -> tuple[list, int]:
-    """Single images of one image or many, and the number of samples; a sample in a list of lists may have no image."""
+    """Make a list of images from one image or many; a sample in a list of lists may have no image. Also count samples."""
     if isinstance(images, np.ndarray | torch.Tensor):
         return (list(images), len(images)) if images.ndim == 4 and len(images) else ([images], 1)
     if isinstance(images, str | PathLike | bytes | Image.Image | Mapping) or not hasattr(images, "__iter__"):
@@ -416,7 +418,7 @@ def _check_strings(texts: list, name: str):
 
 
 def _max_length(kwargs: dict[str, Any], num_special_tokens: int) -> int | None:
-    """The number of words that `max_length` leaves room for."""
+    """Return the number of words that `max_length` leaves room for."""
     max_length = kwargs.get("max_length")
     if max_length is None or kwargs.get("truncation", True) in (False, "do_not_truncate"):
         return None
@@ -426,7 +428,7 @@ def _max_length(kwargs: dict[str, Any], num_special_tokens: int) -> int | None:
 
 
 def _pad(sequences: list[list[int]], value: int, kwargs: dict[str, Any]) -> list[list[int]]:
-    """Sequences of one length, filled with `value` on the right."""
+    """Fill sequences with `value` on the right to one length."""
     padding = kwargs.get("padding", True)
     if padding in (False, "do_not_pad"):
         return sequences
@@ -439,7 +441,7 @@ def _pad(sequences: list[list[int]], value: int, kwargs: dict[str, Any]) -> list
 
 
 def _without_ignored(sequence: list[int] | tuple[int, ...]) -> list[int]:
-    """Token ids without the -100 that pads `labels`."""
+    """Leave out the -100 that pads `labels`."""
     return [token for token in sequence if token != IGNORE_INDEX]
 
 

@@ -1,4 +1,4 @@
-"""A word-level tokenizer from captions."""
+"""Build a word-level tokenizer from captions."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -15,7 +15,7 @@ UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\u30FC\p{Thai}\p{Lao}\p{Khmer}\p{Mya
 SIGNS = "&%$#+"
 # The joiners are a part of words in Persian and in Indic scripts.
 LETTER = r"\p{L}\p{M}\p{N}\u200C\u200D"
-# What PTB cuts off the end of a word: "man's" is "man 's", "doesn't" is "does n't".
+# The clitics that PTB cuts off the end of a word: "man's" is "man 's", "doesn't" is "does n't".
 CLITIC = "(?i:s|m|d|ll|re|ve)"
 
 
@@ -28,35 +28,35 @@ def build_tokenizer(
     r"""
     Build a word-level tokenizer from captions, for [`CnnRnnProcessor`] and `AutoTokenizer`.
 
-    Count on the **training split only**: words of the other splits must stay unknown, or the scores on them are not
-    those of sentences never seen.
+    Count on the **training split only**: words that only other splits use must stay unknown, or the scores there are not
+    those of unseen sentences.
 
-    A caption becomes the words that coco-caption's PTB tokenizer makes of a reference, so that generated sentences are
+    A caption is split into words as coco-caption's PTB tokenizer splits a reference, so that generated sentences are
     scored in the references' words: Unicode NFKC, lower case, punctuation removed. Apostrophes and hyphens inside a
-    word stay, and so do points, commas and colons inside a number: `"t-shirt"` and `"l'eau"` are one word each. English
+    word are kept, and so are points, commas and colons inside a number: `"t-shirt"` and `"l'eau"` are one word each. English
     clitics are words of their own, however they are written: `"man's"` and `"man 's"` are `"man"`, `"'s"`, decoded as
     `"man's"`, which PTB splits again. Words are words of any language; where a script has no spaces (Chinese, Japanese,
     Thai, ...) each character is a word, and decoding puts no spaces between them.
 
     The tokenizer appends one `<eos>` and no `<bos>`: token ids are labels as they are, and the model starts from its
-    `decoder_start_token_id`. As with SentencePiece, the marks of a sentence are no part of its text: decoding leaves
+    `decoder_start_token_id`. As with SentencePiece, special tokens are not part of a sentence's text: decoding leaves
     out `<pad>`, `<bos>` and `<eos>` (`convert_ids_to_tokens` shows them), and `skip_special_tokens=True` leaves out
     `<unk>` too.
 
     Args:
         captions: captions, or lists of the captions of one image; any iterable, read once.
         min_frequency: a word is known if it is seen **at least** this often (`>=`); the others are `<unk>`.
-        vocab_size: at most this many tokens, the four special ones included; the most frequent words stay. `None`
+        vocab_size: largest number of tokens, the four special ones included; the most frequent words are kept. `None`
             keeps all.
-        lowercase: whether case is dropped.
+        lowercase: whether captions are lower-cased.
 
     Returns:
         A fast tokenizer with `<pad>`, `<bos>`, `<eos>`, `<unk>` as ids 0 to 3, then the words, the most frequent first
         and in alphabetical order where equally frequent: the same captions give the same ids in any order.
 
     Raises:
-        ValueError: `captions` is a string, holds something else than strings, or is empty; no word reaches
-            `min_frequency`; `min_frequency` or `vocab_size` leaves no room.
+        ValueError: `captions` is a string, holds values that are not strings, or is empty; no word reaches
+            `min_frequency`; `min_frequency` or `vocab_size` is too small.
     """
     if min_frequency < 1:
         raise ValueError(f"`min_frequency` is {min_frequency}: pass 1 to keep every word, or more.")
@@ -108,7 +108,7 @@ def build_tokenizer(
 
 
 def _flatten(captions: Iterable[str] | Iterable[Iterable[str]]) -> Iterator[str]:
-    """The single captions of `captions`."""
+    """Yield the captions one by one, out of the lists too."""
     if isinstance(captions, str):
         raise ValueError(f"`captions` is the string {captions!r}: pass a list of captions.")
     for entry in captions:
@@ -119,7 +119,7 @@ def _flatten(captions: Iterable[str] | Iterable[Iterable[str]]) -> Iterator[str]
 
 
 def _normalizer(lowercase: bool) -> normalizers.Normalizer:
-    """Only words are left, with a space between them."""
+    """Reduce a text to its words, with a space between them."""
     return normalizers.Sequence(
         [
             normalizers.NFKC(),
@@ -137,13 +137,13 @@ def _normalizer(lowercase: bool) -> normalizers.Normalizer:
 
 
 def _pre_tokenizer() -> pre_tokenizers.PreTokenizer:
-    """Words stand between spaces; clitics, signs and characters of scripts without spaces stand alone."""
+    """Split at spaces; clitics, signs and characters of scripts without spaces are words of their own."""
     alone = Regex(rf"[{SIGNS}]|[{UNSPACED}]\p{{M}}*|'{CLITIC}$|(?i:n't)$")
     return pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(alone, "isolated")])
 
 
 def _decoder() -> decoders.Decoder:
-    """One space between words, none before clitics and in scripts without spaces, and no marks of the sentence."""
+    """Join words with spaces, but clitics and scripts without spaces, and leave out padding, beginning and end."""
     return decoders.Sequence(
         [
             decoders.WordPiece(prefix="##", cleanup=False),  # puts a space before each word; no word begins with ##
