@@ -11,36 +11,14 @@ Everybody then uses it without installing anything but transformers:
 All files arrive in one commit or not at all. If the connection breaks, run the command again.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 
 import transformers
 
 from modeling_cnnrnn.cli.arguments import parse_arguments
 from modeling_cnnrnn.cli.errors import user_errors
+from modeling_cnnrnn.hub.arguments import CardArguments, PushArguments
 from modeling_cnnrnn.hub.push import push_captioner
-
-
-@dataclass
-class PushArguments:
-    model_name_or_path: str = field(metadata={"help": "The folder that a training wrote."})
-    repo_id: str = field(metadata={"help": "user/name, made if there is none."})
-    hub_private_repo: bool | None = field(default=None, metadata={"help": "Whether a repository made here is private."})
-    hub_revision: str | None = field(default=None, metadata={"help": "A branch, made if there is none."})
-    hub_token: str | None = field(default=None, metadata={"help": "By default that of `hf auth login` or HF_TOKEN."})
-    commit_message: str = "Upload captioner"
-    max_shard_size: str = field(default="5GB", metadata={"help": "Larger weights come in several files."})
-
-
-@dataclass
-class CardArguments:
-    license: str | None = field(default=None, metadata={"help": "Of the weights, such as apache-2.0."})
-    language: str | None = field(default=None, metadata={"help": "Of the sentences, such as en."})
-    tags: list[str] | None = field(default=None, metadata={"help": "More tags of the model."})
-    base_model: str | None = field(default=None, metadata={"help": "The trained CNN, by its name on the Hub."})
-    dataset_id: str | None = field(default=None, metadata={"help": "Name on the Hub of the data learned from."})
-    dataset_title: str | None = field(default=None, metadata={"help": "What people call the data: Flickr8k."})
-    dataset_license: str | None = None
-    dataset_description: str | None = field(default=None, metadata={"help": "Where the data come from; a sentence."})
 
 
 def main():

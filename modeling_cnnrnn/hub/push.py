@@ -1,4 +1,4 @@
-"""A captioner's whole repository: made in a folder, tried, and sent to the Hub in one commit."""
+"""Push a captioner: make its whole repository in a folder, try it, and send it to the Hub in one commit."""
 
 import json
 import re
@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -20,12 +20,9 @@ from .redaction import Redaction
 from .remote_code import AUTO_MAP, CUSTOM_PIPELINES, check_repository
 
 
-Result = TypeVar("Result")
-
 # pushed beside model, processor and card
 RESULTS = ("training_results.json", "evaluation/eval_results.json")
-CARD_SOURCES = ("training_results.json", "training_curves.png", "emissions.csv", "evaluation")
-# of an earlier push, these would be loaded together with, or in place of, what is pushed now
+# files of an earlier push that would be loaded together with, or in place of, the new ones
 STALE = re.compile(r"model.*\.safetensors(\.index\.json)?|\w+_cnnrnn\.py")
 MAX_RETRIES = 4
 
@@ -42,27 +39,27 @@ def push_captioner(
     card: Mapping[str, Any] | None = None,
 ) -> CommitInfo:
     """
-    Push a captioner with all that others need to use and to judge it.
+    Push a captioner with everything that others need to use and to judge it.
 
-    All files arrive in one commit or not at all. What was sent before a connection broke is not sent again by the next
-    call, nor are files that have not changed.
+    All files arrive in one commit or not at all. Files that were sent before a connection broke are not sent again by the
+    next call, nor are files that have not changed.
 
     Args:
-        folder: what a training wrote, with an `evaluation` folder in it if there is one.
-        repo_id: `"user/name"`; the repository is made if there is none.
-        private: whether a repository that is made here is private. With `True`, one that is public is refused.
-        revision: a branch, made from `main` if there is none; by default `main`.
-        token: by default that of `hf auth login` or `HF_TOKEN`. It is written nowhere.
+        folder: the results of a training, with those of an evaluation in `evaluation` there.
+        repo_id: `"user/name"`; the repository is created if it does not exist.
+        private: whether a repository that is created here is private. With `True`, a public repository is refused.
+        revision: a branch, created from `main` if it does not exist; by default `main`.
+        token: by default that of `hf auth login` or `HF_TOKEN`. It is written to no file.
         commit_message: the message of the commit.
-        max_shard_size: weights larger than this come in several files.
+        max_shard_size: larger weights are split into files of this size.
         card: options of `write_model_card`, such as the licence.
 
     Returns:
-        The commit; its `commit_url` is where it can be looked at.
+        The commit; `commit_url` shows it.
 
     Raises:
         ValueError: `repo_id` is not the name of a repository, or `folder` holds no captioner that loads.
-        OSError: the Hub cannot be reached, or does not take the files (`PermissionError`: from this token).
+        OSError: the Hub cannot be reached, or refuses the files (`PermissionError`: because of the token).
     """
     try:
         validate_repo_id(repo_id)
@@ -102,10 +99,10 @@ def stage_captioner(
     Make the repository of a captioner in a folder, and try it.
 
     Args:
-        folder: what a training wrote.
-        staged: an empty folder.
-        repo_id: the name that the card calls it by.
-        max_shard_size: weights larger than this come in several files.
+        folder: the results of a training.
+        staged: an empty folder for the repository.
+        repo_id: name of the repository in the card.
+        max_shard_size: larger weights are split into files of this size.
         card: options of `write_model_card`.
 
     Raises:
@@ -119,21 +116,16 @@ def stage_captioner(
     processor.save_pretrained(staged)
     check_repository(staged, model, processor)
 
-    redaction = Redaction(folder, repo_id)  # of tokens and of where things lie on this machine
+    redaction = Redaction(folder, repo_id)
     for name in RESULTS:
         if (folder / name).is_file():
             (staged / name).parent.mkdir(exist_ok=True)
             write_json(staged / name, redaction.redact(json.loads((folder / name).read_text(encoding="utf-8"))))
-    with TemporaryDirectory() as described:  # the repository and what the card is made of
-        for path in (*staged.iterdir(), *(folder / name for name in CARD_SOURCES)):
-            target = Path(described) / path.name
-            if path.exists() and not target.exists() and path != staged / "evaluation":
-                target.symlink_to(path.resolve())
-        write_model_card(described, repo_id=repo_id, output_dir=staged, **(card or {}))
+    write_model_card(folder, repo_id=repo_id, output_dir=staged, repository=staged, **(card or {}))
 
 
 def _load(folder: Path) -> tuple[CnnRnnForConditionalGeneration, CnnRnnProcessor]:
-    """The captioner in a folder, complete."""
+    """Load the captioner in a folder, and check that it is complete."""
     remedy = "pass the folder that a training wrote."
     try:
         model_type = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
@@ -155,20 +147,21 @@ def _load(folder: Path) -> tuple[CnnRnnForConditionalGeneration, CnnRnnProcessor
     if len(processor.tokenizer) > model.config.vocab_size:
         raise ValueError(
             f"`folder` is '{folder}', whose tokenizer has {len(processor.tokenizer)} words and whose model has "
-            f"{model.config.vocab_size}: they are not of one captioner."
+            f"{model.config.vocab_size}: pass the two of one captioner."
         )
     return model.eval(), processor
 
 
 def _files(folder: Path) -> Iterator[str]:
-    """Paths of the files below a folder, with slashes, as in a repository."""
+    """List the files below a folder by their paths in a repository, with slashes."""
     return (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
 
 
 def _commit(api: HfApi, staged: Path, repo_id: str, revision: str | None, message: str) -> CommitInfo:
     """
-    Send large files, then the commit that they are part of. `upload_folder` may make several commits of one folder, and
-    the first of them would be loaded.
+    Send large files, then the one commit that they are part of.
+
+    `upload_folder` may split a folder into several commits, and a user could load the first of them.
     """
     files = list(_files(staged))
     stale = [name for name in api.list_repo_files(repo_id, revision=revision) if STALE.fullmatch(name)]
@@ -181,21 +174,21 @@ def _commit(api: HfApi, staged: Path, repo_id: str, revision: str | None, messag
     )
 
 
-def _ask(request: Callable[[], Result], repo_id: str) -> Result:
+def _ask(request: Callable[[], Any], repo_id: str) -> Any:
     """
-    What the Hub answers; asked again where it is only busy or the connection broke.
+    Send a request to the Hub, and retry it while the Hub is busy or the connection breaks.
 
-    huggingface_hub repeats the upload of files by itself, but neither a commit nor any other request. A commit may have
-    been made though its answer was lost: asked again, huggingface_hub finds no file that has changed.
+    huggingface_hub retries the upload of files by itself, but neither a commit nor any other request. A commit may have
+    been made although its answer was lost: on the retry huggingface_hub finds no file that has changed.
     """
     for retry in range(MAX_RETRIES + 1):
         try:
             return request()
         except (httpx.HTTPError, RuntimeError) as error:
-            # huggingface_hub wraps what happened while a file was sent
+            # huggingface_hub wraps an error of sending a file
             cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
             response = getattr(cause, "response", None) if isinstance(cause, HfHubHTTPError) else None
-            # 400 is what the store of large files says of a file that arrived damaged
+            # 400 is the answer of the store of large files to a file that arrived damaged
             repeated = (408, 429, 500, 502, 503, 504) + ((400,) if cause is not error else ())
             is_passing = (
                 isinstance(cause, httpx.TransportError) if response is None else response.status_code in repeated
@@ -208,7 +201,7 @@ def _ask(request: Callable[[], Result], repo_id: str) -> Result:
 
 
 def _explained(error: BaseException, response, repo_id: str) -> Exception:
-    """One sentence for what the Hub or the way to it says."""
+    """Turn an error of the Hub or of the connection into one sentence."""
     status = response.status_code if response is not None else None
     if status == 401:
         return PermissionError(

@@ -1,4 +1,4 @@
-"""Texts without tokens and local paths."""
+"""Remove tokens and local paths from texts."""
 
 import re
 import shlex
@@ -14,20 +14,22 @@ ABSOLUTE_PATH = re.compile(r"(?:file://)?(?<![\w.:/~-])(?:~?/|[A-Za-z]:[\\/])[^\
 
 class Redaction:
     """
-    Takes out of texts what is nobody's business: tokens, and where things lie on this machine.
+    Remove tokens and local paths from texts.
 
     Args:
-        folder: the captioner; `model` is what the card calls it.
-        repo_id: its name on the Hub.
+        folder: folder of the captioner.
+        repo_id: name of the captioner on the Hub.
+
+    Attributes:
+        model: public name of the captioner, `repo_id` or the redacted folder.
     """
 
     def __init__(self, folder: Path, repo_id: str | None):
         self.token = get_token()
-        self.folder = folder.resolve()
         self.model = repo_id or self._path(str(folder))
 
     def redact(self, value: Any) -> Any:
-        """The same without them, through all levels of lists and dictionaries."""
+        """Redact a value, through all levels of lists and dictionaries."""
         if isinstance(value, dict):
             return {
                 key: self._command(item) if key == "command" and isinstance(item, str) else self.redact(item)
@@ -41,7 +43,7 @@ class Redaction:
     def _command(self, command: str) -> str:
         try:
             words = shlex.split(command)
-        except ValueError:  # a quote that does not end
+        except ValueError:  # an unclosed quote
             words = command.split()
         kept: list[str] = []
         is_secret = False
@@ -63,7 +65,7 @@ class Redaction:
         return ABSOLUTE_PATH.sub(lambda match: self._path(match[0]), text)
 
     def _path(self, text: str) -> str:
-        """A path from the folder that commands are run in; of what lies elsewhere, the last part."""
+        """Make a path relative to the current folder; of a path elsewhere, only the last part is kept."""
         path = Path(text.removeprefix("file://")).expanduser()
         if not path.is_absolute() and not re.match(r"[A-Za-z]:[\\/]", str(path)):
             return path.as_posix()

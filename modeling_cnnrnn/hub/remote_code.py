@@ -1,4 +1,4 @@
-"""What makes a folder loadable by somebody without this package: the entries of config.json, and the proof."""
+"""Make a folder loadable without this package, by entries of config.json, and prove it."""
 
 import json
 from pathlib import Path
@@ -13,8 +13,8 @@ from ..models.pipeline_cnnrnn import ImageToTextPipeline
 from ..models.processing_cnnrnn import CnnRnnProcessor
 
 
-# what `from_pretrained` and `pipeline` of somebody without this package look up in config.json
-AUTO_MAP = {"AutoModel": "modeling_cnnrnn.CnnRnnModel"}  # the other classes enter themselves
+# entries of config.json by which `from_pretrained` and `pipeline` find the code in the folder
+AUTO_MAP = {"AutoModel": "modeling_cnnrnn.CnnRnnModel"}  # `save_pretrained` adds the other classes
 CUSTOM_PIPELINES = {
     "image-to-text": {
         "impl": "pipeline_cnnrnn.ImageToTextPipeline",
@@ -26,15 +26,15 @@ CUSTOM_PIPELINES = {
 
 def check_repository(staged: str | Path, model: CnnRnnForConditionalGeneration, processor: CnnRnnProcessor) -> None:
     """
-    Load a repository as somebody does who has not installed this package: with the code that lies in it.
+    Load a repository as a user without this package does, with the code that is in it.
 
     Args:
-        staged: the folder of the repository.
-        model: the captioner that it is made of, whose sentence the one that is loaded has to write.
+        staged: folder of the repository.
+        model: the captioner that the repository was made from; the loaded one must write the same sentence.
         processor: its processor.
 
     Raises:
-        ValueError: it does not load, or writes another sentence.
+        ValueError: the repository does not load, or writes another sentence.
     """
     picture = Image.linear_gradient("L")
     expected = ImageToTextPipeline(model, processor=processor, device="cpu")(picture)
@@ -47,7 +47,7 @@ def check_repository(staged: str | Path, model: CnnRnnForConditionalGeneration, 
         loaded = model_class.from_pretrained(staged)
         pipe = pipeline_class(loaded, processor=processor_class.from_pretrained(staged), device="cpu")
         written = pipe(picture)
-    except Exception as error:  # whatever it is, nobody could load it
+    except Exception as error:  # with any error, nobody could load it
         raise ValueError(f"The repository made of the captioner does not load, and is not pushed: {error}") from error
     if written != expected:
         raise ValueError(f"The repository made of the captioner writes {written} and not {expected}: it is not pushed.")

@@ -180,7 +180,7 @@ def pushed(shared_hub, tmp_path_factory) -> SimpleNamespace:
             shorter.setattr("modeling_cnnrnn.hub.push.write_model_card", short_card)
             first = push_captioner(folder / "other", "me/cat", max_shard_size="8KB")
         # what the card shows of code is run in its own tests
-        patch.setattr("modeling_cnnrnn.hub.model_card._run_uses", lambda *args: {"uses": [], "grey": ""})
+        patch.setattr("modeling_cnnrnn.hub.model_card.run_uses", lambda *args: {"uses": [], "grey": ""})
         second = push_captioner(trained, "me/cat", card={"license": "apache-2.0"})
     sentences = [
         hub_user.write(other, make_processor()),

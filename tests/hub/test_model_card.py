@@ -2,7 +2,6 @@
 
 import json
 import re
-import runpy
 import shutil
 import subprocess
 import sys
@@ -63,7 +62,7 @@ def card(captioner) -> str:
 @pytest.fixture
 def copy(captioner, tmp_path, monkeypatch) -> Path:
     """The captioner's folder, to change; the code of a card made of it is not run."""
-    monkeypatch.setattr(model_card, "_run_uses", lambda *args: {"uses": [], "grey": None})
+    monkeypatch.setattr(model_card, "run_uses", lambda *args: {"uses": [], "grey": None})
     return Path(
         shutil.copytree(captioner, tmp_path / "captioner", ignore=shutil.ignore_patterns("checkpoint-*", "best"))
     )
@@ -160,7 +159,7 @@ def test_nothing_of_this_machine_gets_out(copy, monkeypatch):
         f'--data_dir={home}/z \'--encoder_config={{"path": "{home}/cnn"}}\' --output_dir {copy}'
     )
     change(copy / "training_results.json", **results)
-    command = f"python -m modeling_cnnrnn.hub.model_card --model_name_or_path {copy} --repo_id me/shapes"
+    command = f"cnnrnn card --model_name_or_path {copy} --repo_id me/shapes"
     for repo_id in ("me/shapes", None):
         text = write_model_card(copy, repo_id, dataset_description=f"From {home}/d", command=command).read_text()
         text = text.replace(" \\\n   ", "")  # of long commands
@@ -246,17 +245,17 @@ def test_what_goes_wrong_leaves_the_card_that_was_there(copy, monkeypatch):
     def fail(*args):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(model_card, "_run_uses", fail)
+    monkeypatch.setattr(model_card, "run_uses", fail)
     with pytest.raises(OSError, match="No space left"):
         write_model_card(copy, "me/other")
     assert (copy / "README.md").read_text() == before
     assert sorted((copy / "card").iterdir()) == pictures
 
 
-def test_a_folder_without_a_captioner_is_refused_with_one_sentence(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["model_card", "--model_name_or_path", str(tmp_path)])
-    with pytest.raises(SystemExit, match=r"Error: `folder` is .* pass the `output_dir` of a training"):
-        runpy.run_module("modeling_cnnrnn.hub.model_card", run_name="__main__")
+def test_a_folder_without_a_captioner_is_refused_with_one_sentence(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"`folder` is .* pass the `output_dir` of a training\.$") as stop:
+        write_model_card(tmp_path)
+    assert "\n" not in str(stop.value)
 
 
 def test_the_card_that_the_project_shows_is_whole_and_small():
