@@ -17,45 +17,35 @@ class CnnRnnAttention(nn.Module):
         self.gate = nn.Linear(config.hidden_size, 1)
 
     def forward(
-        self,
-        query: torch.Tensor,
-        gate: torch.Tensor,
-        keys: torch.Tensor,
-        regions: torch.Tensor,
-        rows: torch.Tensor | None = None,
-        captions_per_image: int = 1,
+        self, hidden_state: torch.Tensor, regions: torch.Tensor, keys: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
+        Weigh the regions by what the decoder is about to say.
+
         Args:
-            query: `self.query(hidden_state)`, `(N, attention_size)`; the K captions of one image stand together,
-                N = B * K.
-            gate: `self.gate(hidden_state)`, `(N, 1)`.
-            keys: `self.key(regions)`, `(B, num_regions, attention_size)`.
+            hidden_state: state of the decoder's last layer, `(N, hidden_size)`. N = B * K, the K captions of one image
+                in a row: they share its regions and keys.
             regions: `(B, num_regions, embedding_size)`.
-            rows: which of the B * K captions `query` and `gate` belong to, `(N,)`, where they are not all of them.
-            captions_per_image: K, needed with `rows`.
+            keys: `self.key(regions)`, `(B, num_regions, attention_size)`, the same at every step.
 
         Returns:
             The context `(N, embedding_size)` and the attention weights `(N, num_regions)`.
         """
-        num_images = regions.shape[0]
-        # the largest tensor of a step, (N, R, A), is made once and changed in place
-        if rows is None:
-            compared = (query.unflatten(0, (num_images, -1))[:, :, None] + keys[:, None]).flatten(0, 1)
-        else:
-            compared = keys.index_select(0, rows.div(captions_per_image, rounding_mode="floor")).add_(query[:, None])
-        scores = self.score(compared.tanh_()).squeeze(-1)  # (N, R)
-        # the exponentials of bfloat16 and float16 are taken in float32
-        dtype = torch.promote_types(scores.dtype, torch.float32)
-        weights = scores.softmax(dim=-1, dtype=dtype).to(regions.dtype)
-        # the regions of an image serve all its captions without being copied
-        if rows is None:
-            context = torch.bmm(weights.unflatten(0, (num_images, -1)), regions).flatten(0, 1)
-        else:
-            all_weights = weights.new_zeros(num_images * captions_per_image, weights.shape[1])
-            all_weights = all_weights.index_copy(0, rows, weights)
-            context = torch.bmm(all_weights.unflatten(0, (num_images, -1)), regions).flatten(0, 1)[rows]
-        return torch.sigmoid(gate) * context, weights
+        query = self.query(hidden_state).unflatten(0, (regions.shape[0], -1))  # (B, K, A)
+        # `tanh_` in place: (B, K, R, A) is by far the largest tensor of a step
+        scores = self.score((query[:, :, None] + keys[:, None]).tanh_()).squeeze(-1)  # (B, K, R)
+        weights = region_weights(scores, regions.dtype)
+        context = (weights @ regions).flatten(0, 1)
+        return torch.sigmoid(self.gate(hidden_state)) * context, weights.flatten(0, 1)
 
 
-__all__ = ["CnnRnnAttention"]
+def region_weights(scores: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Compute the softmax over regions, the last dimension; in float32 where `scores` are bfloat16 or float16."""
+    return scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(dtype)
+
+
+# Values of `config.attention_type` but "none". Each class has a layer `key`, which is applied once per image, and
+# `forward(hidden_state, regions, keys)`, which is called once per word.
+ATTENTIONS = {"additive": CnnRnnAttention}
+
+__all__ = ["ATTENTIONS", "CnnRnnAttention", "region_weights"]

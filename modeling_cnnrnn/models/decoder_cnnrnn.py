@@ -3,8 +3,8 @@ The decoder: a recurrent language model that is conditioned on an image.
 
     decoder_input_ids (N, T) -> embeddings (N, T, E) -> RNN, with attention to the regions or without -> (N, T, D)
 
-It is that of Show and Tell (https://arxiv.org/abs/1411.4555), Show, Attend and Tell (https://arxiv.org/abs/1502.03044) or
-Deep Visual-Semantic Alignments (https://arxiv.org/abs/1412.2306), by its configuration.
+By its configuration it is the decoder of Show and Tell (https://arxiv.org/abs/1411.4555), of Show, Attend and Tell
+(https://arxiv.org/abs/1502.03044) or of Deep Visual-Semantic Alignments (https://arxiv.org/abs/1412.2306).
 """
 
 import torch
@@ -13,14 +13,18 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 from transformers.utils import can_return_tuple
 
-from .attention_cnnrnn import CnnRnnAttention
+from .attention_cnnrnn import ATTENTIONS
 from .base_cnnrnn import CnnRnnPreTrainedModel
 from .configuration_cnnrnn import CnnRnnConfig
-from .recurrence_cnnrnn import RNN_CLASSES, CnnRnnCache, StepLinear, rnn_step
+from .recurrence_cnnrnn import CnnRnnCache, make_recurrent_layer, needs_steps
+from .training_steps_cnnrnn import can_gather, run_training_steps
+
+
+State = tuple[torch.Tensor, ...]  # `(h,)`, or `(h, c)` of an LSTM, each `(num_layers, N, hidden_size)`
 
 
 class CnnRnnDecoder(CnnRnnPreTrainedModel):
-    """The recurrent language model that is conditioned on an image."""
+    """A recurrent language model that is conditioned on an image."""
 
     main_input_name = "input_ids"
 
@@ -35,15 +39,12 @@ class CnnRnnDecoder(CnnRnnPreTrainedModel):
             self.initial_state = nn.Linear(
                 config.embedding_size, self.num_states * config.num_hidden_layers * config.hidden_size
             )
-        self.attention = CnnRnnAttention(config) if config.attention_type == "additive" else None
+        self.attention = ATTENTIONS[config.attention_type](config) if config.attention_type in ATTENTIONS else None
 
         # the input of a step: the word, the image where it is a bias (W [x; v] = W_x x + W_v v), the context
         input_size = config.embedding_size * (1 + self.has_image_input + (self.attention is not None))
-        options = {"nonlinearity": config.rnn_type.removeprefix("rnn_")} if config.rnn_type.startswith("rnn_") else {}
         self.layers = nn.ModuleList(
-            RNN_CLASSES[config.rnn_type](
-                input_size if layer == 0 else config.hidden_size, config.hidden_size, batch_first=True, **options
-            )
+            make_recurrent_layer(config.rnn_type, config.hidden_size if layer else input_size, config.hidden_size)
             for layer in range(config.num_hidden_layers)
         )
         self.dropout = nn.Dropout(config.dropout)
@@ -55,99 +56,148 @@ class CnnRnnDecoder(CnnRnnPreTrainedModel):
     def set_input_embeddings(self, value):
         self.embed_tokens = value
 
-    def _first_state(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The state before the first input, `num_states` times `(num_layers, N, hidden_size)`, from images `(N, E)`."""
+    def _first_state(self, image: torch.Tensor) -> State:
+        """Make the state before the first input from images `(N, E)`."""
         num_layers, hidden_size = self.config.num_hidden_layers, self.config.hidden_size
         if self.initial_state is None:
             return (image.new_zeros(num_layers, image.shape[0], hidden_size),) * self.num_states
         state = torch.tanh(self.initial_state(image)).unflatten(1, (self.num_states, num_layers, hidden_size))
         return tuple(s.transpose(0, 1).contiguous() for s in state.unbind(1))
 
-    def _run_fused(self, inputs: torch.Tensor, state: tuple[torch.Tensor, ...]):
-        """Read a whole sequence, layer by layer. Returns the outputs of each layer and the last state."""
-        outputs, last_states = [], []
-        for index, rnn in enumerate(self.layers):
+    def _run_layers(self, inputs: torch.Tensor, states: list[State]) -> tuple[list[torch.Tensor], list[State]]:
+        """
+        Call the recurrent layers, one on top of the other.
+
+        Args:
+            inputs: `(N, T, input_size)`.
+            states: the state of each layer, `(h,)` or `(h, c)`, each `(1, N, hidden_size)`.
+
+        Returns:
+            The outputs of each layer, `(N, T, hidden_size)`, and its state after them.
+        """
+        outputs, new_states = [], []
+        for index, (rnn, state) in enumerate(zip(self.layers, states, strict=True)):
             if index > 0:
                 inputs = self.dropout(inputs)
-            layer_state = tuple(s[index : index + 1].to(inputs.dtype) for s in state)
-            inputs, last = rnn(inputs, layer_state if self.num_states == 2 else layer_state[0])
+            inputs, new_state = rnn(inputs, state if self.num_states == 2 else state[0])
             outputs.append(inputs)
-            last_states.append(last if self.num_states == 2 else (last,))
-        return outputs, tuple(torch.cat(s) for s in zip(*last_states, strict=True)), None
+            new_states.append(new_state if self.num_states == 2 else (new_state,))
+        return outputs, new_states
 
     def _run_steps(
         self,
         inputs: torch.Tensor,
-        state: tuple[torch.Tensor, ...],
+        states: list[State],
+        regions: torch.Tensor,
+        keys: torch.Tensor | None,
+        mask: torch.Tensor | None,
+    ) -> tuple[list[torch.Tensor], list[State], torch.Tensor | None]:
+        """Read word by word, as attention and masks need it. Returns as `_run_layers`, and the attention weights."""
+        steps, attentions = [], []
+        for index, step_inputs in enumerate(inputs.unbind(1)):
+            if self.attention is not None:
+                context, weights = self.attention(states[-1][0][0], regions, keys)
+                step_inputs = torch.cat([step_inputs, context], dim=-1)
+                attentions.append(weights)
+            outputs, new_states = self._run_layers(step_inputs[:, None], states)
+            if mask is not None:  # padding leaves the state as it is
+                is_word = mask[:, index, None]
+                new_states = [
+                    tuple(torch.where(is_word, n, s) for n, s in zip(new, state, strict=True))
+                    for new, state in zip(new_states, states, strict=True)
+                ]
+            states = new_states
+            steps.append(outputs)
+        outputs = [torch.cat(layer, dim=1) for layer in zip(*steps, strict=True)]
+        return outputs, states, torch.stack(attentions, dim=1) if attentions else None
+
+    def _run(
+        self,
+        inputs: torch.Tensor,
+        state: State,
         regions: torch.Tensor,
         keys: torch.Tensor | None,
         mask: torch.Tensor | None,
         lengths: torch.Tensor | None,
-    ):
+    ) -> tuple[list[torch.Tensor], State | None, torch.Tensor | None]:
+        """Read sequences in the cheapest way. Returns the outputs of each layer, the last state, the attention weights."""
+        has_steps = self.attention is not None or mask is not None
+        in_training = self.training and lengths is not None and mask is None
+        if in_training and (has_steps or needs_steps(inputs)) and can_gather(self.layers, self.attention):
+            outputs, attentions = run_training_steps(self, inputs, state, regions, keys, lengths)
+            return outputs, None, attentions
+        states = [tuple(s[index : index + 1] for s in state) for index in range(len(self.layers))]
+        attentions = None
+        if has_steps:
+            outputs, states, attentions = self._run_steps(inputs, states, regions, keys, mask)
+        else:
+            outputs, states = self._run_layers(inputs, states)
+        return outputs, tuple(torch.cat(s) for s in zip(*states, strict=True)), attentions
+
+    def _add_image(
+        self,
+        inputs: torch.Tensor,
+        regions: torch.Tensor,
+        cache: CnnRnnCache,
+        mask: torch.Tensor | None,
+        lengths: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, State, torch.Tensor | None, torch.Tensor | None]:
         """
-        Read sequences word by word, as attention, masks and generation need it. Returns as `_run_fused`.
+        Let the image, the mean of its regions, enter as `config.image_injection` says.
 
-        With `lengths` `(N,)`, a sequence takes part in as many steps as it is long, and its outputs after them are 0.
+        Returns:
+            The inputs, with the image before or beside the words; the state before them; mask and lengths of the inputs.
         """
-        num_sequences, num_steps = inputs.shape[:2]
-        rows, num_rows = None, [num_sequences] * num_steps
-        steps = inputs.transpose(0, 1)
-        if lengths is not None:  # the longest first, so that those at work are always the first ones
-            rows = lengths.argsort(descending=True, stable=True)
-            at_work = lengths[rows] > torch.arange(num_steps, device=lengths.device)[:, None]  # (T, N)
-            num_rows = [count for count in at_work.sum(dim=1).tolist() if count > 0]
-            steps = steps[:, rows][at_work]
-            state = tuple(s[:, rows] for s in state)
-        first = self.layers[0]
-        word_weight, context_weight = first.weight_ih_l0.tensor_split([inputs.shape[-1]], dim=1)
-        words = F.linear(steps.reshape(-1, inputs.shape[-1]), word_weight, first.bias_ih_l0)  # of all steps at once
-        look, captions_per_image = self.attention, num_sequences // regions.shape[0]
-        if look is not None:
-            query, gate = (StepLinear(layer.weight, layer.bias) for layer in (look.query, look.gate))
-            context_product = StepLinear(context_weight)
-        input_products = [StepLinear(rnn.weight_ih_l0, rnn.bias_ih_l0) for rnn in self.layers[1:]]
-        hidden_products = [StepLinear(rnn.weight_hh_l0, rnn.bias_hh_l0) for rnn in self.layers]
+        num_sequences, num_tokens = inputs.shape[:2]
+        state = cache.state
+        if state is not None and not self.has_image_input:
+            return inputs, state, mask, lengths
+        image = regions.mean(dim=1).repeat_interleave(num_sequences // regions.shape[0], dim=0)
+        if self.has_image_input:
+            image_inputs = image[:, None].expand(-1, num_tokens, -1)
+            if self.config.image_injection == "bias_first_step":
+                is_word = mask if mask is not None else inputs.new_ones(1, num_tokens, dtype=torch.bool)
+                num_words = cache.seq_length + is_word.cumsum(dim=1)  # padding before the first word is no step
+                image_inputs = image_inputs * (num_words == 1)[..., None].to(image.dtype)
+            inputs = torch.cat([inputs, image_inputs], dim=-1)
+        if state is None:
+            state = self._first_state(image)
+            if self.config.image_injection == "first_token":
+                inputs = torch.cat([image[:, None], inputs], dim=1)
+                mask = F.pad(mask, (1, 0), value=True) if mask is not None else None
+                lengths = lengths + 1 if lengths is not None else None
+        return inputs, state, mask, lengths
 
-        layer_states = [tuple(s[index] for s in state) for index in range(len(self.layers))]
-        outputs: list[list[torch.Tensor]] = [[] for _ in self.layers]
-        attentions = []
-        for step, output in enumerate(words.split(num_rows)):
-            count = num_rows[step]
-            if step > 0 and count < num_rows[step - 1]:
-                layer_states = [tuple(s[:count] for s in layer_state) for layer_state in layer_states]
-            if look is not None:
-                top = layer_states[-1][0]
-                context, weights = look(
-                    query(top), gate(top), keys, regions, None if rows is None else rows[:count], captions_per_image
-                )
-                output = output + context_product(context)
-                attentions.append(weights)
-            for index in range(len(self.layers)):
-                previous = layer_states[index]
-                if index > 0:
-                    output = input_products[index - 1](self.dropout(output))
-                new = rnn_step(self.config.rnn_type, output, hidden_products[index](previous[0]), previous)
-                if mask is not None:  # padding leaves the state as it is
-                    new = tuple(torch.where(mask[:, step, None], n, p) for n, p in zip(new, previous, strict=True))
-                layer_states[index] = new
-                output = new[0]
-                outputs[index].append(output)
+    def _read_words(
+        self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, regions: torch.Tensor | None, cache
+    ) -> torch.Tensor:
+        """Check the inputs of a forward pass and return the embeddings of its words, `(N, T, embedding_size)`."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Pass either `decoder_input_ids` or `decoder_inputs_embeds`, and not both.")
+        if regions is None:
+            raise ValueError("The decoder needs `encoder_hidden_states`: it describes an image.")
+        if inputs_embeds is None:
+            if cache.state is None:  # generation later feeds tokens of the model itself
+                self.check_input_ids(input_ids)
+            inputs_embeds = self.embed_tokens(input_ids)
+        num_sequences, num_images = inputs_embeds.shape[0], regions.shape[0]
+        if num_sequences < num_images or num_sequences % num_images:
+            raise ValueError(
+                f"`decoder_input_ids` holds {num_sequences} sequences for {num_images} images: pass the same number of "
+                "sequences for each image."
+            )
+        return inputs_embeds
 
-        def join(steps: list[torch.Tensor]) -> torch.Tensor:
-            if lengths is None:
-                return torch.stack(steps, dim=1)
-            joined = steps[0].new_zeros(num_steps, num_sequences, steps[0].shape[-1])
-            joined[at_work] = torch.cat(steps)
-            return joined.transpose(0, 1)[rows.argsort()]
-
-        last_state = tuple(torch.stack(s) for s in zip(*layer_states, strict=True)) if lengths is None else None
-        return [join(steps) for steps in outputs], last_state, join(attentions) if attentions else None
-
-    def _needs_steps(self, inputs: torch.Tensor, mask: torch.Tensor | None) -> bool:
-        if self.attention is not None or mask is not None or inputs.shape[1] <= 2:
-            return True
-        # torch's fused LSTM has no bfloat16 autocast on the CPU
-        return inputs.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    def check_input_ids(self, input_ids: torch.LongTensor):
+        """Raise a `ValueError` if a token is outside the vocabulary."""
+        if torch.compiler.is_compiling() or input_ids.numel() == 0:
+            return
+        low, high = input_ids.aminmax()
+        if low < 0 or high >= self.embed_tokens.num_embeddings:
+            raise ValueError(
+                f"`decoder_input_ids` or `labels` hold token {int(low if low < 0 else high)}, outside the vocabulary of "
+                f"{self.embed_tokens.num_embeddings}: use the tokenizer that the model was trained with."
+            )
 
     @can_return_tuple
     def forward(
@@ -164,92 +214,46 @@ class CnnRnnDecoder(CnnRnnPreTrainedModel):
         **kwargs,
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         """
+        Read words and compute the states from which the next words are predicted.
+
         Args:
             input_ids: words read so far, `(N, T)`; with `past_key_values`, those that it has not seen.
-            attention_mask: `(N, T)` or longer on the left, 0 where a token is padding and is to be skipped. Padding at
-                the end of training captions needs none: an RNN does not look ahead.
+            attention_mask: `(N, T)` or longer on the left, 0 where a token is padding, which the state skips. Padding at
+                the end of training captions needs no mask: an RNN does not look ahead.
             encoder_hidden_states: regions of B images, `(B, num_regions, embedding_size)`, N = B * K.
             inputs_embeds: in place of `input_ids`, `(N, T, embedding_size)`.
-            lengths: of training captions, `(N,)`: what comes after them need not be computed, and may be 0.
+            lengths: lengths of training captions, `(N,)`. Outputs after the end of a caption may then be 0.
 
         Returns:
             `last_hidden_state` `(N, T, hidden_size)`; `cross_attentions`, one `(N, 1, T, num_regions)`.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Pass either `decoder_input_ids` or `decoder_inputs_embeds`, and not both.")
-        if encoder_hidden_states is None:
-            raise ValueError("The decoder needs `encoder_hidden_states`: it describes an image.")
         use_cache = use_cache if use_cache is not None else self.config.use_cache
         output_attentions = output_attentions if output_attentions is not None else self.config.output_attentions
         output_hidden_states = (
             output_hidden_states if output_hidden_states is not None else self.config.output_hidden_states
         )
-        cache = past_key_values if past_key_values is not None else CnnRnnCache()
-        if inputs_embeds is None:
-            if cache.state is None:  # what generation feeds later comes from the model itself
-                self._check_input_ids(input_ids)
-            inputs_embeds = self.embed_tokens(input_ids)
-        inputs = self.embedding_dropout(inputs_embeds)
-
-        num_sequences, num_tokens = inputs.shape[:2]
-        captions_per_image, remainder = divmod(num_sequences, encoder_hidden_states.shape[0])
-        if remainder or not captions_per_image:
-            raise ValueError(
-                f"`decoder_input_ids` holds {num_sequences} sequences for {encoder_hidden_states.shape[0]} images: pass "
-                "the same number of sequences for each image."
-            )
+        regions, cache = encoder_hidden_states, past_key_values if past_key_values is not None else CnnRnnCache()
+        inputs_embeds = self._read_words(input_ids, inputs_embeds, regions, cache)
+        num_tokens = inputs_embeds.shape[1]
         mask = None
         if attention_mask is not None and not attention_mask.all():
             mask = attention_mask[:, -num_tokens:].bool()
-
-        state = cache.state
-        if state is None or self.has_image_input:
-            image = encoder_hidden_states.mean(dim=1).repeat_interleave(captions_per_image, dim=0)
-        starts_with_image = state is None and self.config.image_injection == "first_token"
-        if self.has_image_input:
-            image_inputs = image[:, None].expand(-1, num_tokens, -1)
-            if self.config.image_injection == "bias_first_step":
-                is_word = mask if mask is not None else inputs.new_ones(1, num_tokens, dtype=torch.bool)
-                num_words = cache.seq_length + is_word.cumsum(dim=1)  # padding before the first word is no step
-                image_inputs = image_inputs * (num_words == 1)[..., None].to(image.dtype)
-            inputs = torch.cat([inputs, image_inputs], dim=-1)
-        if state is None:
-            state = self._first_state(image)
-        if starts_with_image:
-            inputs = torch.cat([image[:, None], inputs], dim=1)
-            if mask is not None:
-                mask = F.pad(mask, (1, 0), value=True)
-            if lengths is not None:
-                lengths = lengths + 1
-
-        if self._needs_steps(inputs, mask):
-            keys = cache.keys
-            if self.attention is not None and keys is None:
-                keys = cache.keys = self.attention.key(encoder_hidden_states)
-            outputs, state, attentions = self._run_steps(inputs, state, encoder_hidden_states, keys, mask, lengths)
-        else:
-            outputs, state, attentions = self._run_fused(inputs, state)
+        inputs, state, mask, lengths = self._add_image(
+            self.embedding_dropout(inputs_embeds), regions, cache, mask, lengths
+        )
+        if self.attention is not None and cache.keys is None:
+            cache.keys = self.attention.key(regions)
+        outputs, state, attentions = self._run(inputs, state, regions, cache.keys, mask, lengths)
         cache.update(state, num_tokens)
-        if starts_with_image:  # what is said of the image alone predicts no word
+        if inputs.shape[1] > num_tokens:  # the image was the first token: no word is predicted from it alone
             outputs = [output[:, 1:] for output in outputs]
             attentions = attentions[:, 1:] if attentions is not None else None
-
         return BaseModelOutputWithPastAndCrossAttentions(
             last_hidden_state=self.dropout(outputs[-1]),
             past_key_values=cache if use_cache else None,
             hidden_states=(inputs_embeds, *outputs) if output_hidden_states else None,
             cross_attentions=(attentions[:, None],) if output_attentions and attentions is not None else None,
         )
-
-    def _check_input_ids(self, input_ids: torch.LongTensor):
-        if torch.compiler.is_compiling() or input_ids.numel() == 0:
-            return
-        low, high = input_ids.aminmax()
-        if low < 0 or high >= self.embed_tokens.num_embeddings:
-            raise ValueError(
-                f"`decoder_input_ids` or `labels` hold token {int(low if low < 0 else high)}, outside the vocabulary of "
-                f"{self.embed_tokens.num_embeddings}: use the tokenizer that the model was trained with."
-            )
 
 
 __all__ = ["CnnRnnDecoder"]

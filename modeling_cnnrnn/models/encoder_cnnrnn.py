@@ -86,7 +86,7 @@ class CnnRnnEncoder(CnnRnnPreTrainedModel):
             ValueError: an empty batch, another number of channels than the CNN takes, or pixels that are not finite.
         """
         self._check_pixel_values(pixel_values)
-        pixel_values = pixel_values.to(self.projection.weight.dtype)
+        pixel_values = pixel_values.to(self.dtype)
         is_learning = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.cnn.parameters())
         if self.checkpoint.gradient_checkpointing and self.training and is_learning:
             with _CheckpointedBlocks(self.cnn, self.checkpoint):
@@ -131,7 +131,7 @@ class CnnRnnEncoder(CnnRnnPreTrainedModel):
             if output_hidden_states is None:
                 output_hidden_states = self.config.output_hidden_states
             image_features, hidden_states = self.get_image_features(pixel_values, bool(output_hidden_states))
-        image_features = image_features.to(self.projection.weight.dtype)
+        image_features = image_features.to(self.dtype)
         if self.config.attention_type == "none":
             image_features = image_features.mean(dim=1, keepdim=True)
         regions = self.dropout(self.projection(image_features))

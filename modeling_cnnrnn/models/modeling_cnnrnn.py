@@ -240,7 +240,7 @@ class CnnRnnForConditionalGeneration(CnnRnnPreTrainedModel, CnnRnnGenerationMixi
         lengths = None
         if labels is not None:
             use_cache = False
-            if skip_logits and not (output_attentions or output_hidden_states or torch.compiler.is_compiling()):
+            if self.training and skip_logits and not (output_attentions or output_hidden_states):
                 places = torch.arange(1, labels.shape[-1] + 1, device=labels.device)
                 lengths = (self._is_token(labels) * places).amax(dim=-1).clamp(min=1).flatten()
             if decoder_input_ids is None and decoder_inputs_embeds is None:
@@ -315,7 +315,7 @@ class CnnRnnForConditionalGeneration(CnnRnnPreTrainedModel, CnnRnnGenerationMixi
         if not torch.compiler.is_compiling():
             if targets.numel() == 0 and num_items_in_batch is None:
                 raise ValueError("`labels` hold no word to learn: each caption needs at least its end token.")
-            self.model.decoder._check_input_ids(targets)  # the last token of a caption is never an input
+            self.model.decoder.check_input_ids(targets)  # the last token of a caption is never an input
         token_logits = logits[is_token] if logits is not None else self.lm_head(hidden_states[is_token])
         num_items = num_items_in_batch if num_items_in_batch is not None else targets.numel()
         if isinstance(num_items, torch.Tensor):

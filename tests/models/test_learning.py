@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from transformers import ConvNextConfig, set_seed
 
 from modeling_cnnrnn import CnnRnnForConditionalGeneration
-from modeling_cnnrnn.models.recurrence_cnnrnn import StepLinear
+from modeling_cnnrnn.models.training_steps_cnnrnn import StepLinear
 
 
 def log_likelihood(logits: torch.Tensor, labels: torch.Tensor) -> tuple[float, int]:
@@ -117,7 +117,7 @@ def test_doubly_stochastic_term_counts_the_words_of_a_caption_only(make_model, r
 
 
 def test_gradients_are_the_same_with_and_without_what_comes_after_the_captions(any_model, pixel_values):
-    model = any_model.double()
+    model = any_model.double().train()
     labels = torch.tensor(
         [[[4, 9, 13, 7, 2], [5, 2, 0, 0, 0]], [[19, 11, 2, 0, 0], [0] * 5], [[2] + [0] * 4, [6, 2] + [0] * 3]]
     )
@@ -129,7 +129,6 @@ def test_gradients_are_the_same_with_and_without_what_comes_after_the_captions(a
     assert_close(*gradients, rtol=1e-9, atol=1e-12)
 
 
-@torch.no_grad()
 def test_a_finished_caption_takes_part_in_no_further_step(make_model, pixel_values, labels, monkeypatch):
     model = make_model(attention_type="additive").train()
     rows = []

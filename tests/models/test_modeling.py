@@ -18,9 +18,10 @@ from transformers import (
 )
 
 from modeling_cnnrnn import CnnRnnConfig, CnnRnnForConditionalGeneration, CnnRnnModel
+from modeling_cnnrnn.models import recurrence_cnnrnn
 from modeling_cnnrnn.models.attention_cnnrnn import CnnRnnAttention
 from modeling_cnnrnn.models.loss_cnnrnn import cross_entropy_
-from modeling_cnnrnn.models.recurrence_cnnrnn import RNN_CLASSES, rnn_step
+from modeling_cnnrnn.models.recurrence_cnnrnn import make_recurrent_layer
 
 
 # --- The equations ---------------------------------------------------------------------------------------------------
@@ -30,18 +31,35 @@ from modeling_cnnrnn.models.recurrence_cnnrnn import RNN_CLASSES, rnn_step
 def test_one_step_is_the_cell_of_torch(rnn_type):
     options = {"nonlinearity": rnn_type.removeprefix("rnn_")} if rnn_type.startswith("rnn_") else {}
     cell = {"lstm": nn.LSTMCell, "gru": nn.GRUCell}.get(rnn_type, nn.RNNCell)(5, 7, **options)
+    layer = make_recurrent_layer(rnn_type, 5, 7)
+    layer.load_state_dict({f"{name}_l0": weight for name, weight in cell.state_dict().items()})
     inputs, hidden, memory = torch.randn(3, 5), torch.randn(3, 7), torch.randn(3, 7)
-    state = (hidden, memory) if rnn_type == "lstm" else (hidden,)
+    state = (hidden, memory) if rnn_type == "lstm" else hidden
+    expected = cell(inputs, state)
 
-    expected = cell(inputs, state if rnn_type == "lstm" else hidden)
-    new = rnn_step(
-        rnn_type,
-        F.linear(inputs, cell.weight_ih, cell.bias_ih),
-        F.linear(hidden, cell.weight_hh, cell.bias_hh),
-        state,
-    )
-    assert len(new) == len(state)
-    assert_close(new, tuple(expected) if rnn_type == "lstm" else (expected,))
+    state = (hidden[None], memory[None]) if rnn_type == "lstm" else hidden[None]
+    outputs, new = layer(inputs[:, None], state)
+    assert_close(outputs[:, 0], expected[0] if rnn_type == "lstm" else expected)
+    assert_close(new, tuple(e[None] for e in expected) if rnn_type == "lstm" else expected[None])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("num_steps", [1, 2, 5])
+@pytest.mark.parametrize(
+    ("rnn_type", "torch_layer"),
+    [
+        ("lstm", nn.LSTM(5, 7, batch_first=True)),
+        ("gru", nn.GRU(5, 7, batch_first=True)),
+        ("rnn_tanh", nn.RNN(5, 7, batch_first=True)),
+        ("rnn_relu", nn.RNN(5, 7, batch_first=True, nonlinearity="relu")),
+    ],
+)
+def test_a_recurrent_layer_is_that_of_torch(rnn_type, torch_layer, num_steps):
+    layer = make_recurrent_layer(rnn_type, 5, 7)
+    layer.load_state_dict(torch_layer.state_dict())
+    state = tuple(torch.randn(1, 3, 7) for _ in range(2)) if rnn_type == "lstm" else torch.randn(1, 3, 7)
+    inputs = torch.randn(3, num_steps, 5)
+    assert_close(layer(inputs, state), torch_layer(inputs, state))
 
 
 def attend_by_hand(attention: CnnRnnAttention, hidden: torch.Tensor, regions: torch.Tensor):
@@ -55,7 +73,7 @@ def attend_by_hand(attention: CnnRnnAttention, hidden: torch.Tensor, regions: to
 def test_attention_is_a_loop_over_regions(tiny_config):
     attention = CnnRnnAttention(tiny_config).double()
     regions, hidden = torch.randn(2, 6, 12).double(), torch.randn(4, 14).double()  # two captions of each image
-    context, weights = attention(attention.query(hidden), attention.gate(hidden), attention.key(regions), regions)
+    context, weights = attention(hidden, regions, attention.key(regions))
     for index in range(4):
         expected = attend_by_hand(attention, hidden[index], regions[index // 2])
         assert_close((context[index], weights[index]), expected)
@@ -193,9 +211,8 @@ def test_every_decoder_looks_at_the_image(any_model, pixel_values):
 @torch.no_grad()
 def test_fused_and_stepwise_recurrence_agree(any_model, pixel_values, monkeypatch):
     words = torch.tensor([[1, 4, 9, 13, 7]]).expand(3, -1)
-    decoder = any_model.model.decoder
     fused = any_model(pixel_values, decoder_input_ids=words)
-    monkeypatch.setattr(decoder, "_needs_steps", lambda *_: True)
+    monkeypatch.setattr(recurrence_cnnrnn, "needs_steps", lambda *_: True)
     stepwise = any_model(pixel_values, decoder_input_ids=words)
     assert_close(fused.logits, stepwise.logits)
     assert_close(fused.past_key_values.state, stepwise.past_key_values.state)
@@ -280,7 +297,7 @@ def test_embeddings_stand_for_the_words(tiny_model, pixel_values):
 # --- Initial weights, saving, loading --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rnn_type", list(RNN_CLASSES))
+@pytest.mark.parametrize("rnn_type", ["lstm", "gru", "rnn_tanh", "rnn_relu"])
 def test_recurrent_weights_start_orthogonal_gate_by_gate(make_model, rnn_type):
     model = make_model(rnn_type=rnn_type, num_hidden_layers=2)
     for layer in model.model.decoder.layers:
