@@ -1,28 +1,26 @@
-"""CNN+RNN image captioning for the Hugging Face ecosystem."""
+"""
+CNN+RNN image captioning for the Hugging Face ecosystem.
 
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
-from transformers.pipelines import PIPELINE_REGISTRY
+Names are imported when they are used, and the classes registered with transformers' Auto classes when transformers is: see
+`registration.py`.
+"""
 
-from .models.configuration_cnnrnn import CnnRnnConfig
-from .models.modeling_cnnrnn import CnnRnnForConditionalGeneration, CnnRnnModel, CnnRnnPreTrainedModel
-from .models.pipeline_cnnrnn import ImageToTextPipeline, pipeline
-from .models.processing_cnnrnn import CnnRnnProcessor, load_image
-from .models.recurrence_cnnrnn import CnnRnnCache
-from .models.tokenization_cnnrnn import build_tokenizer
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
+from .registration import register
+
+
+if TYPE_CHECKING:
+    from .models.configuration_cnnrnn import CnnRnnConfig
+    from .models.image_loading_cnnrnn import load_image
+    from .models.modeling_cnnrnn import CnnRnnForConditionalGeneration, CnnRnnModel, CnnRnnPreTrainedModel
+    from .models.pipeline_cnnrnn import ImageToTextPipeline, pipeline
+    from .models.processing_cnnrnn import CnnRnnProcessor
+    from .models.recurrence_cnnrnn import CnnRnnCache
+    from .models.tokenization_cnnrnn import build_tokenizer
 
 __version__ = "0.1.0"
-
-AutoConfig.register("cnnrnn", CnnRnnConfig, exist_ok=True)
-AutoModel.register(CnnRnnConfig, CnnRnnModel, exist_ok=True)
-AutoModelForImageTextToText.register(CnnRnnConfig, CnnRnnForConditionalGeneration, exist_ok=True)
-AutoProcessor.register(CnnRnnConfig, CnnRnnProcessor, exist_ok=True)
-CnnRnnConfig.register_for_auto_class()
-CnnRnnForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
-CnnRnnProcessor.register_for_auto_class()
-PIPELINE_REGISTRY.register_pipeline(
-    "image-captioning", pipeline_class=ImageToTextPipeline, pt_model=AutoModelForImageTextToText, type="multimodal"
-)
 
 __all__ = [
     "CnnRnnCache",
@@ -36,3 +34,30 @@ __all__ = [
     "load_image",
     "pipeline",
 ]
+
+_FILES = {
+    "CnnRnnCache": "recurrence_cnnrnn",
+    "CnnRnnConfig": "configuration_cnnrnn",
+    "CnnRnnForConditionalGeneration": "modeling_cnnrnn",
+    "CnnRnnModel": "modeling_cnnrnn",
+    "CnnRnnPreTrainedModel": "base_cnnrnn",
+    "CnnRnnProcessor": "processing_cnnrnn",
+    "ImageToTextPipeline": "pipeline_cnnrnn",
+    "build_tokenizer": "tokenization_cnnrnn",
+    "load_image": "image_loading_cnnrnn",
+    "pipeline": "pipeline_cnnrnn",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _FILES:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    value = globals()[name] = getattr(import_module(f".models.{_FILES[name]}", __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+register()
