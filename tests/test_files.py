@@ -133,3 +133,34 @@ def test_a_file_of_a_killed_process_gives_no_permissions(tmp_path, umask):
 def test_a_command_line_does_not_wait_for_torch():
     code = f"import runpy, sys; runpy.run_path({files.__file__!r}); sys.exit(bool({{'torch', 'accelerate'}} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_folder_that_cannot_be_written_leaves_the_one_before(tmp_path):
+    target = tmp_path / "checkpoint-1"
+    with whole_folder(target) as folder:
+        (folder / "weights").write_text("old")
+    full_disk = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(OSError, match="No space"), whole_folder(target) as folder:  # noqa: PT012
+        (folder / "weights").write_text("new")
+        raise full_disk
+    assert (target / "weights").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
+
+
+def test_a_folder_that_was_being_replaced_when_the_process_was_killed_comes_back(tmp_path):
+    target = tmp_path / "best"
+    (tmp_path / "best.previous").mkdir()
+    (tmp_path / "best.previous" / "weights").write_text("old")
+    with pytest.raises(OSError, match="full"), whole_folder(target):
+        raise OSError("full")
+    assert (target / "weights").read_text() == "old"
+
+
+def test_files_are_copied_beside_those_that_are_there(tmp_path):
+    for folder, name in (("from", "a/b"), ("from", "c"), ("to", "c"), ("to", "d")):
+        path = tmp_path / folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(folder)
+    copy_files(tmp_path / "from", tmp_path / "to")
+    files = {str(p.relative_to(tmp_path / "to")): p.read_text() for p in (tmp_path / "to").rglob("*") if p.is_file()}
+    assert files == {"a/b": "from", "c": "from", "d": "to"}

@@ -1,15 +1,22 @@
-"""Augmented views of the images among the stored features."""
+"""Stored features of a frozen CNN: what they hold, when they are computed again, and augmented views."""
 
+import errno
+import io
 import pickle
 import random
+import shutil
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from support.broken_images import with_broken
 
 from modeling_cnnrnn import CnnRnnForConditionalGeneration, CnnRnnProcessor
 from modeling_cnnrnn.data.batching import CaptionDataset, RandomResizedCrop
+from modeling_cnnrnn.evaluation.captions import evaluate_captioner
 from modeling_cnnrnn.training.averaging import AveragedWeights
 from modeling_cnnrnn.training.features import compute_image_features, features_fingerprint
 
@@ -159,3 +166,94 @@ def test_a_worker_process_maps_the_stores_and_receives_no_copy(pictures, process
         assert len(message) < 1000 < view.nbytes
         assert np.array_equal(pickle.loads(message), view)
         assert np.array_equal(pickle.loads(pickle.dumps(view[2:4])), view[2:4])
+
+
+def test_stored_features_give_the_loss_of_the_pixels(pictures, processor, make_model, tmp_path):
+    for attention_type in ("none", "additive"):
+        model = make_model(attention_type=attention_type, vocab_size=len(processor.tokenizer))
+        features, _ = compute_image_features(model, processor, pictures, tmp_path, batch_size=4)
+        assert features.shape == (10, 1 if attention_type == "none" else 16, 16)
+        losses = [
+            evaluate_captioner(model, CaptionDataset(pictures, processor, image_features=stored), generation=()).loss
+            for stored in (features, None)
+        ]
+        assert losses[0] == pytest.approx(losses[1], rel=2e-3)
+
+
+def test_stored_features_are_a_safetensors_file(pictures, processor, captioner, tmp_path):
+    features, _ = compute_image_features(captioner, processor, pictures, tmp_path)
+    (path,) = tmp_path.glob("*.safetensors")
+    with safe_open(path, "numpy") as file:
+        assert np.array_equal(file.get_tensor("image_features"), features)
+
+
+def test_features_that_were_stopped_go_on_where_they_stood(pictures, processor, captioner, tmp_path):
+    expected, _ = compute_image_features(captioner, processor, pictures, tmp_path / "whole", batch_size=2)
+    seen = []
+    extract = captioner.get_encoder().get_image_features
+
+    def stop_at_the_third(pixel_values):
+        seen.append(len(pixel_values))
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return extract(pixel_values)
+
+    captioner.get_encoder().get_image_features = stop_at_the_third
+    for _ in range(2):
+        try:
+            features, _ = compute_image_features(
+                captioner, processor, pictures, tmp_path / "stopped", batch_size=2, save_steps=1
+            )
+        except KeyboardInterrupt:
+            assert not list((tmp_path / "stopped").glob("*.safetensors"))
+    assert len(seen) == 6  # two batches, the one that was lost, and the other three
+    assert np.array_equal(features, expected)
+
+
+def test_features_of_another_cnn_or_preprocessing_are_not_taken(pictures, processor, captioner, tmp_path):
+    compute_image_features(captioner, processor, pictures, tmp_path)
+    with torch.no_grad():
+        next(captioner.get_encoder().cnn.parameters()).view(-1)[0] += 1
+    compute_image_features(captioner, processor, pictures, tmp_path)
+    processor.image_processor.image_mean = [0.1, 0.2, 0.3]
+    compute_image_features(captioner, processor, pictures, tmp_path)
+    compute_image_features(captioner, processor, pictures.select(range(9)), tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 4
+
+
+def test_broken_images_are_named_with_the_features(pictures, processor, captioner, tmp_path):
+    for _ in ("computed", "from the store"):
+        _, broken = compute_image_features(captioner, processor, with_broken(pictures, 4), tmp_path)
+        assert list(broken) == [4]
+
+
+def test_a_full_disk_while_features_are_stored_can_be_gone_on_from(
+    pictures, processor, captioner, tmp_path, monkeypatch
+):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("modeling_cnnrnn.training.features.os.replace", full)
+    with pytest.raises(OSError, match="No space"):
+        compute_image_features(captioner, processor, pictures, tmp_path)
+    monkeypatch.undo()
+    features, _ = compute_image_features(captioner, processor, pictures, tmp_path)
+    shutil.rmtree(tmp_path)
+    expected, _ = compute_image_features(captioner, processor, pictures, tmp_path)
+    assert np.array_equal(features, expected)
+
+
+def test_drafted_features_are_of_the_drafted_images_and_have_a_store_of_their_own(processor, captioner, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)
+    photograph = io.BytesIO()
+    Image.fromarray(noise).resize((640, 640)).save(photograph, "JPEG")
+    columns = {"image": [{"bytes": photograph.getvalue(), "path": None}], "image_id": ["0"], "captions": [["a dog"]]}
+    rows = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
+    plain, _ = compute_image_features(captioner, processor, rows, tmp_path)
+    drafted, _ = compute_image_features(captioner, processor, rows, tmp_path, draft=True)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2
+    pixel_values = CaptionDataset(rows, processor, draft=True)[0]["pixel_values"][None]
+    with torch.no_grad():
+        expected = captioner.get_encoder().get_image_features(pixel_values)[0].numpy()
+    np.testing.assert_allclose(drafted, expected, rtol=2e-3, atol=2e-3)
+    assert np.abs(drafted - plain).max() > 1e-2
