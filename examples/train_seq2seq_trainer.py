@@ -13,7 +13,14 @@ import logging
 from dataclasses import asdict, dataclass, field
 
 import torch
-from transformers import AutoConfig, EvalPrediction, Seq2SeqTrainer, Seq2SeqTrainingArguments, set_seed
+from transformers import (
+    AutoConfig,
+    EvalPrediction,
+    PreTrainedTokenizerBase,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    set_seed,
+)
 from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_cnnrnn import CnnRnnConfig, CnnRnnForConditionalGeneration, CnnRnnProcessor, build_tokenizer
@@ -26,57 +33,101 @@ from modeling_cnnrnn.metrics import caption_metrics
 
 logger = logging.getLogger("train_seq2seq_trainer")
 
-# for pictures of 64 x 64: it looks at a grid of 8 x 8 regions
+# a CNN for small pictures: of 64 x 64 pixels it makes a grid of 8 x 8 regions
 SMALL_CNN = {"layer_type": "basic", "embedding_size": 32, "hidden_sizes": [32, 64, 128], "depths": [1, 1, 1]}
 
 
 @dataclass
 class DataArguments:
-    dataset_name: str = field(default="shapes", metadata={"help": "As in train_captioner.py."})
-    image_dir: str | None = None
-    max_train_samples: int | None = None
-    max_eval_samples: int | None = None
-    max_caption_length: int = field(default=32, metadata={"help": "In tokens, with the end; longer ones are cut."})
-    min_frequency: int = field(default=5, metadata={"help": "Rarer words of the training split become <unk>."})
-    image_size: int = field(default=64, metadata={"help": "Side of the squares that a CNN from scratch looks at."})
-    captions_per_image: int = field(default=5, metadata={"help": "Captions that share one look at their image."})
+    """The images and captions of the training."""
+
+    dataset_name: str = field(
+        default="shapes", metadata={"help": "'shapes', a dataset of the Hub, a folder, or a JSON file of captions."}
+    )
+    image_dir: str | None = field(
+        default=None, metadata={"help": "Folder of the images, for a dataset that only names them."}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on this many images at most."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on this many images at most."})
+    max_caption_length: int = field(
+        default=32, metadata={"help": "Longest caption to train on, in tokens with the end token; longer ones are cut."}
+    )
+    min_frequency: int = field(
+        default=5, metadata={"help": "Words that are rarer than this in the training split become <unk>."}
+    )
+    image_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Side of the square images that the CNN receives. Defaults to the size that a pretrained CNN was "
+            "trained with, and to 64 for a CNN from scratch."
+        },
+    )
+    captions_per_image: int = field(
+        default=5, metadata={"help": "Captions of an image that are trained on together, with one pass of the CNN."}
+    )
 
 
 @dataclass
 class ModelArguments:
-    encoder_name_or_path: str | None = field(default=None, metadata={"help": "A trained CNN, which stays frozen."})
-    rnn_type: str = "lstm"
-    hidden_size: int = 512
-    embedding_size: int = 512
-    image_injection: str = "first_token"
-    attention_type: str = "none"
-    dropout: float = 0.5
-    label_smoothing: float = 0.0
+    """The layers of the captioner."""
+
+    encoder_name_or_path: str | None = field(default=None, metadata={"help": "Pretrained CNN, which stays frozen."})
+    rnn_type: str = field(default="lstm", metadata={"help": "Recurrent layer: lstm, gru, rnn_tanh or rnn_relu."})
+    hidden_size: int = field(default=512, metadata={"help": "Size of the recurrent state."})
+    embedding_size: int = field(default=512, metadata={"help": "Size of the word embeddings and projected regions."})
+    image_injection: str = field(
+        default="first_token",
+        metadata={"help": "How the image enters: first_token, initial_state, bias_first_step or bias_every_step."},
+    )
+    attention_type: str = field(default="none", metadata={"help": "Attention over image regions: additive, or none."})
+    dropout: float = field(default=0.5, metadata={"help": "Dropout after the recurrent layers."})
+    label_smoothing: float = field(default=0.0, metadata={"help": "Probability mass spread over all words."})
 
 
 @dataclass
 class TrainingArguments(Seq2SeqTrainingArguments):
-    output_dir: str | None = "outputs/captioner"
-    num_train_epochs: float = 20
-    per_device_train_batch_size: int = field(default=32, metadata={"help": "In images."})
-    learning_rate: float = 1e-3
-    max_grad_norm: float = 5.0
-    remove_unused_columns: bool = False  # a dataset makes the columns of the model from others
+    """The options of `Seq2SeqTrainer`, with defaults for captioners."""
+
+    output_dir: str | None = field(default="outputs/captioner", metadata={"help": "Folder of the trained captioner."})
+    num_train_epochs: float = field(default=20, metadata={"help": "Number of epochs."})
+    per_device_train_batch_size: int = field(default=32, metadata={"help": "Images in a batch of one process."})
+    learning_rate: float = field(default=1e-3, metadata={"help": "Highest learning rate of AdamW."})
+    max_grad_norm: float = field(default=5.0, metadata={"help": "Norm that gradients are clipped to."})
+    remove_unused_columns: bool = (
+        False  # the dataset makes the model's inputs from columns that the model does not know
+    )
     predict_with_generate: bool = True
     eval_strategy: str = "epoch"
     save_strategy: str = "epoch"
-    save_total_limit: int | None = 2
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep; older ones are removed."})
     load_best_model_at_end: bool = True
     metric_for_best_model: str | None = "CIDEr"
-    report_to: str | None = "none"
+    report_to: str | None = field(default="none", metadata={"help": "Experiment trackers: tensorboard, ..., or none."})
 
 
 def collate(examples: list[dict]) -> dict[str, torch.Tensor]:
     batch = collate_captions(examples)
-    del batch["rows"], batch["broken"]  # no tensors; all images have been looked at before
-    if batch["labels"].shape[1] == 1:  # evaluation pads labels of two dimensions only
+    del batch["rows"], batch["broken"]  # not tensors; unreadable images were left out before
+    if batch["labels"].shape[1] == 1:  # evaluation pads only labels of two dimensions
         batch["labels"] = batch["labels"].squeeze(1)
     return batch
+
+
+def build_captioner(
+    tokenizer: PreTrainedTokenizerBase, model_args: ModelArguments, image_size: int | None
+) -> tuple[CnnRnnForConditionalGeneration, CnnRnnProcessor]:
+    options = asdict(model_args)
+    encoder = options.pop("encoder_name_or_path")
+    if encoder:
+        processor = CnnRnnProcessor.from_encoder_pretrained(encoder, tokenizer, image_size)
+        model = CnnRnnForConditionalGeneration.from_encoder_pretrained(encoder, tokenizer, **options)
+        model.freeze_encoder()
+    else:
+        processor = CnnRnnProcessor.from_image_size(image_size or 64, tokenizer)
+        encoder_config = AutoConfig.for_model("resnet", **SMALL_CNN)
+        config = CnnRnnConfig.from_tokenizer(tokenizer, encoder=encoder_config, **options)
+        model = CnnRnnForConditionalGeneration(config)
+    return model, processor
 
 
 def main():
@@ -85,7 +136,7 @@ def main():
     logger.setLevel(logging.INFO if args.should_log else logging.ERROR)
     if args.label_smoothing_factor:
         raise ValueError(
-            f"`label_smoothing_factor` is {args.label_smoothing_factor}: the model smooths, --label_smoothing."
+            f"`label_smoothing_factor` is {args.label_smoothing_factor}: the model smooths, pass --label_smoothing."
         )
     set_seed(args.seed)
 
@@ -104,22 +155,11 @@ def main():
             logger.warning("Left out of %s, image %s: %s", name, image_id, reason)
     references = dict(enumerate(splits["validation"]["captions"][:]))
 
-    # 2. The model: a trained CNN with a new decoder, or all of it new
+    # 2. The model: a pretrained CNN with a new decoder, or all of it new
     tokenizer = build_tokenizer(splits["train"]["captions"], min_frequency=data_args.min_frequency)
-    options = {name: value for name, value in asdict(model_args).items() if name != "encoder_name_or_path"}
-    if model_args.encoder_name_or_path:
-        encoder = model_args.encoder_name_or_path
-        processor = CnnRnnProcessor.from_encoder_pretrained(encoder, tokenizer)
-        model = CnnRnnForConditionalGeneration.from_encoder_pretrained(encoder, tokenizer, **options)
-        model.freeze_encoder()
-    else:
-        processor = CnnRnnProcessor.from_image_size(data_args.image_size, tokenizer)
-        encoder_config = AutoConfig.for_model("resnet", **SMALL_CNN)
-        model = CnnRnnForConditionalGeneration(
-            CnnRnnConfig.from_tokenizer(tokenizer, encoder=encoder_config, **options)
-        )
+    model, processor = build_captioner(tokenizer, model_args, data_args.image_size)
 
-    # 3. Learn; the loss of an evaluation is that of one caption of each image, its scores are those of all references
+    # 3. Train; the loss of an evaluation is that of one caption of each image, its scores are those of all references
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         ids = torch.from_numpy(prediction.predictions)
         texts = processor.batch_decode(ids.masked_fill(ids < 0, tokenizer.pad_token_id), skip_special_tokens=True)
@@ -143,7 +183,7 @@ def main():
     trainer.save_model()
     trainer.save_state()
     trainer.save_metrics("eval", trainer.evaluate())
-    logger.info("The captioner lies in %s", args.output_dir)
+    logger.info("The captioner is in %s", args.output_dir)
 
 
 if __name__ == "__main__":

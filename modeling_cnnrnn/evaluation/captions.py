@@ -95,41 +95,49 @@ def evaluate_captioner(
     was_training = model.training
     model.eval()
     total_loss = torch.zeros(2, dtype=torch.float64)  # the sum over tokens, and their number
-    captions: list[list[GeneratedCaption]] = [[] for _ in generation]
-    seconds = [0.0] * len(captions)
-    broken: dict[int, str] = {}
+    found = CaptionEvaluation(None, [[] for _ in generation], [0.0 for _ in generation], {})
     started = time.perf_counter()
     for batch in progress(loader, desc="Evaluation", unit="batch", disable=rank > 0, leave=False):
         with accelerator.autocast() if accelerator else nullcontext():
-            inputs = {
-                name: batch[name].to(model.device) for name in ("pixel_values", "image_features") if name in batch
-            }
-            encoder_outputs = model.get_encoder()(**inputs)
-            if model.device.type != "cpu":
-                torch.accelerator.synchronize(model.device)  # or the time of the CNN would be counted elsewhere
+            encoder_outputs = _encode(model, batch)
             encoding_seconds = time.perf_counter() - started
             if with_loss:
                 total_loss += _sum_of_losses(model, encoder_outputs, batch["labels"].to(model.device))
             for index, options in enumerate(generation):
                 started = time.perf_counter()
-                captions[index] += _generate_batch(
+                found.captions[index] += _generate_batch(
                     model, dataset.processor, encoder_outputs, batch["rows"], with_attention, options
                 )
-                seconds[index] += encoding_seconds + time.perf_counter() - started
-        broken |= dict(batch["broken"])
+                found.seconds[index] += encoding_seconds + time.perf_counter() - started
+        found.broken |= dict(batch["broken"])
         started = time.perf_counter()
     model.train(was_training)
     if accelerator and num_processes > 1:
         total_loss = accelerator.reduce(total_loss.to(accelerator.device), reduction="sum").cpu()
-        broken = dict(sorted(gather_object(list(broken.items()))))
-        captions = [sorted(gather_object(written), key=lambda caption: caption.row) for written in captions]
-        seconds = [max(times) for times in zip(*gather_object([seconds]), strict=True)]
+        found = _gather(found)
+    if with_loss:
+        found.loss = (total_loss[0] / total_loss[1]).item()
+    found.captions = [[caption for caption in written if caption.row not in found.broken] for written in found.captions]
+    return found
+
+
+def _gather(found: CaptionEvaluation) -> CaptionEvaluation:
+    """Put together what each process has found; the slowest one decides the time."""
     return CaptionEvaluation(
-        loss=(total_loss[0] / total_loss[1]).item() if with_loss else None,
-        captions=[[caption for caption in written if caption.row not in broken] for written in captions],
-        seconds=seconds,
-        broken=broken,
+        found.loss,
+        [sorted(gather_object(written), key=lambda caption: caption.row) for written in found.captions],
+        [max(seconds) for seconds in zip(*gather_object([found.seconds]), strict=True)],
+        dict(sorted(gather_object(list(found.broken.items())))),
     )
+
+
+def _encode(model: CnnRnnForConditionalGeneration, batch: Mapping[str, Any]) -> BaseModelOutput:
+    """Encode the images of a batch, and wait until the device has done so."""
+    inputs = {name: batch[name].to(model.device) for name in ("pixel_values", "image_features") if name in batch}
+    encoder_outputs = model.get_encoder()(**inputs)
+    if model.device.type != "cpu":
+        torch.accelerator.synchronize(model.device)  # or the time of the CNN would be counted elsewhere
+    return encoder_outputs
 
 
 def _sum_of_losses(

@@ -93,5 +93,5 @@ def test_it_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(pictures, tmp_pat
 
 
 def test_smoothing_by_the_trainer_is_refused(pictures, tmp_path):
-    with pytest.raises(SystemExit, match=r"`label_smoothing_factor` is 0.1: the model smooths, --label_smoothing"):
+    with pytest.raises(SystemExit, match=r"`label_smoothing_factor` is 0.1: the model smooths, pass --label_smoothing"):
         run(dataset_name=pictures, output_dir=tmp_path, label_smoothing_factor=0.1, **TINY)
