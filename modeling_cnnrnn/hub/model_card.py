@@ -64,28 +64,22 @@ def write_model_card(
     """
     folder = Path(folder)
     output_dir, repository = (folder if path is None else Path(path) for path in (output_dir, repository))
-    if not (repository / "config.json").is_file() or not any(repository.glob("*.safetensors")):
-        raise FileNotFoundError(
-            f"`folder` is '{repository}', which holds no config.json with model.safetensors: pass the `output_dir` of a "
-            "training."
-        )
-    if repo_id is not None:
-        validate_repo_id(repo_id)
+    _check(repository, repo_id)
     redaction = Redaction(folder, repo_id)
     facts = gather_facts(folder, repository, redaction)
-    description = redaction.redact(dataset_description)
     facts |= {
         "model": redaction.model,
         "title": (repo_id or redaction.model).split("/")[-1],
         "repo_id": repo_id,
         "output_dir": redaction.redact(str(output_dir)),
         "license": license,
-        "dataset": describe_dataset(facts, dataset_id, dataset_title, dataset_license, description),
+        "dataset": describe_dataset(
+            facts, dataset_id, dataset_title, dataset_license, redaction.redact(dataset_description)
+        ),
         "base_model": base_model or facts["base_model"],
         "command": redaction.redact({"command": command})["command"],
     }
     facts["language"] = language or ("en" if facts["dataset"]["name"] == "shapes" else None)
-    output_dir.mkdir(parents=True, exist_ok=True)
     with whole_folder(output_dir / PICTURES) as pictures:
         facts |= _add_pictures(folder, pictures)
         picture = pictures / Path(facts["first_picture"]).name if facts["first_picture"] else None
@@ -93,6 +87,16 @@ def write_model_card(
         text = f"---\n{card_metadata(facts, tags or []).to_yaml()}\n---\n\n{_render(facts)}\n"
     write_text(output_dir / "README.md", text)
     return output_dir / "README.md"
+
+
+def _check(folder: Path, repo_id: str | None) -> None:
+    """Refuse a folder without a captioner, and a name that cannot be one on the Hub."""
+    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+        raise FileNotFoundError(
+            f"`folder` is '{folder}', which holds no config.json with model.safetensors: pass the `output_dir` of a training."
+        )
+    if repo_id is not None:
+        validate_repo_id(repo_id)
 
 
 def _add_pictures(folder: Path, pictures: Path) -> dict[str, Any]:

@@ -63,20 +63,7 @@ def build_tokenizer(
     if vocab_size is not None and vocab_size <= len(SPECIAL_TOKENS):
         raise ValueError(f"`vocab_size` is {vocab_size}: pass more than {len(SPECIAL_TOKENS)}, the special tokens.")
 
-    normalizer, pre_tokenizer = _normalizer(lowercase), _pre_tokenizer()
-    num_captions, pieces = 0, Counter[str]()
-    for caption in _flatten(captions):
-        num_captions += 1
-        pieces.update(caption.split())
-    frequencies = Counter[str]()
-    for piece, frequency in pieces.items():  # one piece of text is one word or a few wherever it stands
-        for word, _ in pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(piece)):
-            frequencies[word] += frequency
-
-    if not num_captions:
-        raise ValueError("`captions` is empty: pass the captions of the training split.")
-    if not frequencies:
-        raise ValueError(f"`captions` holds {num_captions} captions without a single word: pass sentences.")
+    frequencies, num_captions = _count_words(captions, lowercase)
     ranked = sorted(frequencies.items(), key=lambda item: (-item[1], item[0]))
     words = [word for word, frequency in ranked if frequency >= min_frequency]
     if not words:
@@ -84,13 +71,33 @@ def build_tokenizer(
             f"No word of the {num_captions} captions is seen `min_frequency`={min_frequency} times, the most frequent "
             f"({ranked[0][0]!r}) is seen {ranked[0][1]} times: pass a lower `min_frequency`, or more captions."
         )
-    if vocab_size is not None:
-        words = words[: vocab_size - len(SPECIAL_TOKENS)]
+    return _make_tokenizer(words if vocab_size is None else words[: vocab_size - len(SPECIAL_TOKENS)], lowercase)
 
+
+def _count_words(captions: Iterable[str] | Iterable[Iterable[str]], lowercase: bool) -> tuple[Counter[str], int]:
+    """Count how often each word is seen, and the captions."""
+    normalizer, pre_tokenizer = _normalizer(lowercase), _pre_tokenizer()
+    num_captions, pieces = 0, Counter[str]()
+    for caption in _flatten(captions):
+        num_captions += 1
+        pieces.update(caption.split())
+    frequencies = Counter[str]()
+    for piece, frequency in pieces.items():  # a piece between spaces becomes the same words in every caption
+        for word, _ in pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(piece)):
+            frequencies[word] += frequency
+    if not num_captions:
+        raise ValueError("`captions` is empty: pass the captions of the training split.")
+    if not frequencies:
+        raise ValueError(f"`captions` holds {num_captions} captions without a single word: pass sentences.")
+    return frequencies, num_captions
+
+
+def _make_tokenizer(words: list[str], lowercase: bool) -> PreTrainedTokenizerFast:
+    """Make the tokenizer of a vocabulary, the special tokens before its words."""
     vocabulary = {token: i for i, token in enumerate(SPECIAL_TOKENS + words)}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    backend.normalizer = normalizer
-    backend.pre_tokenizer = pre_tokenizer
+    backend.normalizer = _normalizer(lowercase)
+    backend.pre_tokenizer = _pre_tokenizer()
     backend.post_processor = processors.TemplateProcessing(
         single="$A <eos>", pair="$A <eos> $B:1 <eos>:1", special_tokens=[("<eos>", vocabulary["<eos>"])]
     )

@@ -224,7 +224,7 @@ def test_shapes_are_described_with_what_was_invented_about_them(copy):
     change(copy / "evaluation" / "eval_results.json", **evaluation)
     text = write_model_card(copy).read_text()
     assert "`train` has\n8,000 pictures" in text
-    assert "12.3 % name a thing by its shape and colour that is not in the picture" in text
+    assert "12.3 % name an object by its shape and colour that is not in the picture" in text
     assert ModelCard(text).data.language == "en"
 
 
