@@ -1,7 +1,7 @@
 """
-The official metrics of image captioning, without Java where that is possible.
+Compute the official metrics of image captioning, without Java where that is possible.
 
-Needs NumPy and safetensors only; METEOR and SPICE run pycocoevalcap's Java programs where they are installed.
+Only NumPy and safetensors are needed; METEOR and SPICE run pycocoevalcap's Java programs where they are installed.
 """
 
 from .cider import CiderD, DocumentFrequency, cut_after_eos

@@ -10,6 +10,8 @@ from .ngrams import MAX_N, PairedCaptions
 
 def bleu(captions: PairedCaptions) -> tuple[list[float], np.ndarray]:
     """
+    Compute BLEU.
+
     Returns:
         BLEU-1 .. BLEU-4 of the corpus, which is not a mean over images, and those of each image, `(4, num_images)`.
     """
@@ -20,7 +22,7 @@ def bleu(captions: PairedCaptions) -> tuple[list[float], np.ndarray]:
     correct = np.zeros_like(guesses)
     for n, (ngrams, (prediction, reference)) in enumerate(zip(captions.ngrams, captions.matches, strict=True)):
         entry, first = np.unique(prediction, return_index=True)
-        if entry.size:  # reduceat knows no empty array
+        if entry.size:  # reduceat refuses an empty array
             most = np.maximum.reduceat(ngrams.count[reference], first)
             clipped = np.minimum(ngrams.count[entry], most)
             correct[n] = np.bincount(image[ngrams.caption[entry]], clipped, length.size)
@@ -37,7 +39,7 @@ def bleu(captions: PairedCaptions) -> tuple[list[float], np.ndarray]:
 
 
 def _bleu(correct: Sequence[int], guesses: Sequence[int], length: int, reference_length: int) -> list[float]:
-    # coco-caption's arithmetic, constants included, in Python floats: NumPy's powers differ in the last bit
+    # coco-caption's arithmetic with its constants, in Python floats: NumPy's powers differ in the last bit
     ratio = (length + 1e-15) / (reference_length + 1e-9)
     brevity_penalty = math.exp(1 - 1 / ratio) if ratio < 1 else 1.0
     scores, product = [], 1.0

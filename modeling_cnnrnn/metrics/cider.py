@@ -1,5 +1,5 @@
 """
-CIDEr-D (https://arxiv.org/abs/1411.5726, section 6), the value that coco-caption calls CIDEr.
+Compute CIDEr-D (https://arxiv.org/abs/1411.5726, section 6), the value that coco-caption calls CIDEr.
 
 `cider` weights n-grams by the references that it evaluates, as coco-caption does. `CiderD` weights them by a fixed
 `DocumentFrequency` of training references, as self-critical training needs it (https://arxiv.org/abs/1612.00563): a
@@ -37,6 +37,8 @@ SIGMA = 6.0  # standard deviation of the length penalty, in words
 
 def cider(captions: PairedCaptions) -> tuple[float, np.ndarray]:
     """
+    Compute CIDEr-D, weighted by the references of these captions.
+
     Returns:
         The mean over images and the score of each image, `(num_images,)`; a perfect score is 10.
     """
@@ -50,14 +52,16 @@ def cider(captions: PairedCaptions) -> tuple[float, np.ndarray]:
 
 
 def _document_frequency(ngram: np.ndarray, image: np.ndarray, num_ngrams: int) -> np.ndarray:
-    """For how many images each n-gram stands in the sorted pairs of `ngram` and `image`, `(num_ngrams,)`."""
+    """Count the images of each n-gram in the sorted pairs of `ngram` and `image`, `(num_ngrams,)`."""
     return np.bincount(ngram[differs_from_last(ngram) | differs_from_last(image)], minlength=num_ngrams)
 
 
 def _cider_d(captions: PairedCaptions, frequencies: Sequence[np.ndarray], num_images: int) -> np.ndarray:
     """
+    Compute CIDEr-D with given document frequencies.
+
     Args:
-        frequencies: for n = 1 .. 4, of how many images' references each n-gram is a part, `(num_ngrams,)`.
+        frequencies: for n = 1 .. 4, the number of images whose references hold each n-gram, `(num_ngrams,)`.
         num_images: number of images that were counted.
 
     Returns:
@@ -66,7 +70,7 @@ def _cider_d(captions: PairedCaptions, frequencies: Sequence[np.ndarray], num_im
     lengths = captions.captions.lengths
     num_pairs = captions.num_references[captions.image_of_prediction]
     num_references = lengths.size - num_pairs.size
-    # every prediction meets every reference of its image; the pairs of a prediction stand side by side
+    # every prediction is compared with every reference of its image; the pairs of a prediction are consecutive
     first_reference = np.cumsum(captions.num_references) - captions.num_references
     first_pair = np.cumsum(num_pairs) - num_pairs
     reference = ranges(first_reference[captions.image_of_prediction], num_pairs)
@@ -77,7 +81,7 @@ def _cider_d(captions: PairedCaptions, frequencies: Sequence[np.ndarray], num_im
         inverse_frequency = np.log(num_images) - np.log(np.maximum(frequency, 1))
         weight = ngrams.count * inverse_frequency[ngrams.ngram]
         norm = np.sqrt(np.bincount(ngrams.caption, weight * weight, lengths.size))
-        # clipped: a word said twice is worth no more than the reference says it
+        # clipped: repeating a word scores no more than its count in the reference
         product = np.minimum(weight[predicted], weight[referred]) * weight[referred]
         by, of = ngrams.caption[predicted], ngrams.caption[referred]
         pair = first_pair[by - num_references] + of - first_reference[captions.image[of]]
@@ -92,15 +96,15 @@ def _cider_d(captions: PairedCaptions, frequencies: Sequence[np.ndarray], num_im
 
 class DocumentFrequency:
     """
-    In how many images' references each n-gram of one to four words occurs.
+    Number of images in whose references each n-gram of one to four words occurs.
 
-    N-grams of a single image are left out: their weight is that of an unknown n-gram. Build a table with
+    N-grams of a single image are left out: they have the weight of an unknown n-gram. Build a table with
     `from_references`, keep it beside the checkpoint with `save` and `load`.
 
     Args:
         num_images: number of images that were counted.
         keys: for n = 1 .. 4, the n-grams: index of the first n - 1 words in the table before, shifted by 31 bits, plus
-            the last word. Sorted, with a key of no n-gram at the end.
+            the last word. Sorted, and ended by a key that belongs to no n-gram.
         counts: for n = 1 .. 4, the number of images of each n-gram.
         vocabulary: ids of the words, if captions are strings.
     """
@@ -122,10 +126,11 @@ class DocumentFrequency:
     @classmethod
     def from_references(cls, references: Sequence[Sequence[Caption]]) -> "DocumentFrequency":
         """
+        Count the n-grams of training references.
+
         Args:
             references: the captions of each training image: all sequences of token ids, or all strings of tokens (see
-                `ptb_tokenize`). What is counted here must be what is scored later: the same tokens, the end token
-                included or not.
+                `ptb_tokenize`). Count the same kind of tokens that is scored later, with or without the end token.
         """
         numbering = Numbering()
         captions = encode([caption for captions in references for caption in captions], numbering)
@@ -150,6 +155,7 @@ class DocumentFrequency:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "DocumentFrequency":
+        """Read a table that `save` has written."""
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata()
             keys = [file.get_tensor(f"keys_{n}") for n in range(1, MAX_N + 1)]
@@ -157,7 +163,7 @@ class DocumentFrequency:
         return cls(int(metadata["num_images"]), keys, counts, json.loads(metadata["vocabulary"]))
 
     def look_up(self, all_ngrams: Sequence[NGrams]) -> list[np.ndarray]:
-        """For n = 1 .. 4, the number of images of each n-gram, `(num_ngrams,)`; 0 if unknown or of a single image."""
+        """Look up the number of images of each n-gram, `(num_ngrams,)` for n = 1 .. 4; 0 if unknown or in one image."""
         frequencies = []
         index = np.zeros(1, np.int64)
         for ngrams, keys, counts in zip(all_ngrams, self.keys, self.counts, strict=True):
@@ -172,7 +178,7 @@ class DocumentFrequency:
 
 class CiderD:
     """
-    CIDEr-D with a fixed document frequency: the reward of self-critical training.
+    Compute CIDEr-D with a fixed document frequency: the reward of self-critical training.
 
     ```python
     cider_d = CiderD(DocumentFrequency.load("document_frequency.safetensors"), references={image_id: [ids, ...], ...})
@@ -180,12 +186,12 @@ class CiderD:
     rewards = cider_d.score(cut_after_eos(samples[:, 1:].cpu(), eos_token_id), image_ids=image_ids)
     ```
 
-    The end token counts as a word if references and samples have it; leaving it out teaches captions that end in
-    "with a". References, samples and table must be of the same kind of tokens.
+    The end token counts as a word if references and samples have it; without it, training rewards captions that break
+    off after "with a". References, samples and table must be of the same kind of tokens.
 
     Args:
         document_frequency: the table.
-        references: the references of each image, to be named by `image_ids` later; numbered once, here.
+        references: the references of each image, which `image_ids` of `score` name; they are numbered once, here.
     """
 
     def __init__(
@@ -194,7 +200,7 @@ class CiderD:
         references: Mapping[Hashable, Sequence[Caption]] | None = None,
     ):
         self.document_frequency = document_frequency
-        # kept from call to call: an unknown word has the same id in references and samples
+        # kept between calls: an unknown word has the same id in references and samples
         vocabulary = document_frequency.vocabulary
         self._numbering = None if vocabulary is None else Numbering(vocabulary)
         self._index = {image: index for index, image in enumerate(references or {})}
@@ -208,22 +214,24 @@ class CiderD:
         image_ids: Sequence[Hashable] | None = None,
     ) -> np.ndarray:
         """
+        Score samples.
+
         Args:
-            samples: captions to score, those of an image side by side as `generate` returns them with
+            samples: captions to score, those of an image consecutively as `generate` returns them with
                 `num_return_sequences`: the number of samples is a multiple of the number of images.
-            references: the references of each image of the batch,
-            image_ids: or its name among the references that the constructor was given.
+            references: the references of each image of the batch. Pass either these or `image_ids`.
+            image_ids: the name of each image among the references of the constructor.
 
         Returns:
             The score of each sample, `(num_samples,)`.
 
         Raises:
-            ValueError: if the samples do not divide among the images, or an image has no references.
-            KeyError: if an image is not among the constructor's references.
-            TypeError: if captions are strings and the table is of ids, or the other way round.
+            ValueError: the samples do not divide among the images, or an image has no references.
+            KeyError: an image is not among the constructor's references.
+            TypeError: captions are strings and the table counts ids, or the other way round.
         """
         if (references is None) == (image_ids is None):
-            raise ValueError("pass either `references` or `image_ids`.")
+            raise ValueError("Pass either `references` or `image_ids`.")
         if references is None:
             image = np.array([self._index[image] for image in image_ids or ()], dtype=np.int64)
             num_references = self._num_references[image]
@@ -251,7 +259,7 @@ class CiderD:
 
 def cut_after_eos(sequences: np.ndarray, eos_token_id: int) -> list[np.ndarray]:
     """
-    Cuts generated sequences after their first end token, which they keep: what stands behind it is no caption.
+    Cut generated sequences after their first end token, which they keep.
 
     Args:
         sequences: token ids without the decoder's start token, `(num_samples, length)`; an array or a CPU tensor.

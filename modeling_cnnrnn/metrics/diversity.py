@@ -1,4 +1,4 @@
-"""What scores against references do not show: whether a model says many things, new things and whole sentences."""
+"""Measure captions without references: how varied, how new and how complete they are."""
 
 from collections.abc import Iterable, Sequence
 
@@ -24,29 +24,27 @@ def caption_health(
     unknown_word: str = "<unk>",
 ) -> dict[str, float]:
     """
-    Describes a set of predictions without references. Words are the tokens of `ptb_tokenize`.
+    Describe a set of predictions without references. Words are the tokens of `ptb_tokenize`.
 
     Args:
         predictions: raw captions.
-        training_captions: raw captions of the training set, to count what is new.
-        unknown_word: what the model writes for a word that it does not know.
+        training_captions: raw captions of the training set, to count new captions.
+        unknown_word: the model's token for an unknown word.
 
     Returns:
-        - `captions` and `vocabulary`: how many captions and different words;
-        - `mean_length`: words in a caption;
-        - `unique`: different captions among all;
-        - `distinct-1` .. `distinct-4`: different n-grams among all (https://arxiv.org/abs/1510.03055);
-        - `novel`: captions that are not in the training set, where it is given;
-        - `unfinished`: captions that are empty or end like "a man with a";
-        - `unknown`: captions with an unknown word.
-
-        The last seven are shares between 0 and 1.
+        - `captions` and `vocabulary`: number of captions and of different words;
+        - `mean_length`: mean number of words in a caption;
+        - `unique`: share of different captions;
+        - `distinct-1` .. `distinct-4`: share of different n-grams (https://arxiv.org/abs/1510.03055);
+        - `novel`: share of captions that are not in the training set, if it is given;
+        - `unfinished`: share of captions that are empty or end like "a man with a";
+        - `unknown`: share of captions with an unknown word.
 
     Raises:
-        ValueError: if there are no predictions.
+        ValueError: there are no predictions.
     """
     if not len(predictions):
-        raise ValueError("there are no predictions: pass at least one caption.")
+        raise ValueError("`predictions` is empty: pass at least one caption.")
     captions = ptb_tokenize(predictions)
     words = [caption.split() for caption in captions]
     encoded = encode(captions)

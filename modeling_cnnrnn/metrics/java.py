@@ -1,5 +1,8 @@
-"""METEOR and SPICE: pycocoevalcap's Java programs, run without its Python, which knows no time-out and writes its files
-among the installed packages."""
+"""
+Compute METEOR and SPICE by pycocoevalcap's Java programs.
+
+Its Python code is not used: it has no time-out, and writes its files among the installed packages.
+"""
 
 import importlib.util
 import json
@@ -15,7 +18,7 @@ from threading import Event, Timer
 import numpy as np
 
 
-# SPICE looks into these; Java has closed them since version 17.
+# SPICE uses reflection on these; Java has closed them since version 17.
 _OPEN_PACKAGES = ("java.lang", "java.math", "java.util", "java.util.concurrent", "java.net", "java.text")
 
 
@@ -25,7 +28,7 @@ class NotComputedError(RuntimeError):
 
 def meteor(predictions: Sequence[str], references: Sequence[Sequence[str]], timeout: float) -> tuple[float, np.ndarray]:
     """
-    METEOR 1.5 (https://aclanthology.org/W14-3348).
+    Compute METEOR 1.5 (https://aclanthology.org/W14-3348).
 
     Args:
         predictions: one tokenized caption for each image.
@@ -36,7 +39,7 @@ def meteor(predictions: Sequence[str], references: Sequence[Sequence[str]], time
         The score of the corpus, which is not a mean over images, and of each image, `(num_images,)`.
 
     Raises:
-        NotComputedError: if Java or pycocoevalcap is missing, Java fails, or it takes too long.
+        NotComputedError: Java or pycocoevalcap is missing, Java fails, or it takes too long.
     """
     jar = _folder() / "meteor" / "meteor-1.5.jar"
     with _java(["-Xmx2G", "-jar", str(jar), "-", "-", "-stdio", "-l", "en", "-norm"], timeout) as process:
@@ -49,12 +52,12 @@ def meteor(predictions: Sequence[str], references: Sequence[Sequence[str]], time
 
 def spice(predictions: Sequence[str], references: Sequence[Sequence[str]], timeout: float) -> tuple[float, np.ndarray]:
     """
-    SPICE (https://arxiv.org/abs/1607.08822).
+    Compute SPICE (https://arxiv.org/abs/1607.08822).
 
-    The parser that it needs, `stanford-corenlp-3.6.0.jar` and `stanford-corenlp-3.6.0-models.jar`, is no part of
-    pycocoevalcap; it is looked for in the folder named by the environment variable `CORENLP_HOME` and in pycocoevalcap.
+    Its parser, `stanford-corenlp-3.6.0.jar` and `stanford-corenlp-3.6.0-models.jar`, is not part of pycocoevalcap; put the
+    files into the folder named by the environment variable `CORENLP_HOME`, or into pycocoevalcap.
 
-    Args and errors are those of `meteor`.
+    Arguments and errors are those of `meteor`.
 
     Returns:
         The mean over images and the F-score of each image, `(num_images,)`.
@@ -94,7 +97,7 @@ def _answer(process: subprocess.Popen[str]) -> str:
 
 
 def _folder() -> Path:
-    """Where pycocoevalcap is installed; it is not imported."""
+    """Find the folder of pycocoevalcap without importing it."""
     spec = importlib.util.find_spec("pycocoevalcap")
     if spec is None or not spec.submodule_search_locations:
         raise NotComputedError('pycocoevalcap is not installed: `pip install "modeling-cnnrnn[java]"`.')
@@ -103,7 +106,7 @@ def _folder() -> Path:
 
 @contextmanager
 def _java(arguments: Sequence[str], timeout: float) -> Iterator[subprocess.Popen[str]]:
-    """Runs Java, ends it when the block or the time is over, and turns what goes wrong into `NotComputedError`."""
+    """Run Java, end it with the block or after `timeout` seconds, and turn errors into `NotComputedError`."""
     java = shutil.which("java")
     if java is None:
         raise NotComputedError("there is no `java` on the PATH.")
@@ -139,5 +142,5 @@ def _java(arguments: Sequence[str], timeout: float) -> Iterator[subprocess.Popen
             process.wait()
             for pipe in process.stdin, process.stdout:
                 if pipe is not None:
-                    with suppress(OSError):  # of what was still to be written to a program that has ended
+                    with suppress(OSError):  # buffered input of a program that has ended
                         pipe.close()

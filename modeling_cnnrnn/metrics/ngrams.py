@@ -1,4 +1,4 @@
-"""N-grams of many captions at once: one sort for each n, no Python loop over words.
+"""Count the n-grams of many captions at once: one sort for each n, no Python loop over words.
 
 A caption is a string of tokens separated by white space, or a sequence of token ids. An n-gram is named by two
 integers, the index of its first n - 1 words among the (n - 1)-grams and its last word, so that four words over a
@@ -37,17 +37,17 @@ class EncodedCaptions:
 
     @cached_property
     def starts(self) -> np.ndarray:
-        """Place of the first word of each caption, `(num_captions,)`."""
+        """Index of the first word of each caption, `(num_captions,)`."""
         return np.cumsum(self.lengths) - self.lengths
 
     def take(self, captions: np.ndarray) -> "EncodedCaptions":
-        """The captions with these indices, in this order."""
+        """Select the captions with these indices, in this order."""
         lengths = self.lengths[captions]
         return EncodedCaptions(self.words[ranges(self.starts[captions], lengths)], lengths)
 
 
 class Numbering(dict[str, int]):
-    """A vocabulary that gives each unknown word the next free id."""
+    """Vocabulary that gives each unknown word the next free id."""
 
     def __init__(self, vocabulary: Mapping[str, int] | None = None):
         super().__init__(vocabulary or {})
@@ -60,11 +60,11 @@ class Numbering(dict[str, int]):
 
 def encode(captions: Sequence[Caption], numbering: Numbering | None = None) -> EncodedCaptions:
     """
-    Numbers the words of `captions`, those that `numbering` knows and new ones; token ids stay what they are.
+    Number the words of `captions`, those that `numbering` knows and new ones; token ids are kept.
 
     Raises:
-        TypeError: if captions of words and of ids are mixed, or an id is not an integer.
-        ValueError: if an id is negative or needs more than 31 bits.
+        TypeError: captions of words and of ids are mixed, or an id is not an integer.
+        ValueError: an id is negative or needs more than 31 bits.
     """
     if len(captions) and all(isinstance(caption, str) for caption in captions):
         numbering = Numbering() if numbering is None else numbering
@@ -82,7 +82,7 @@ def encode(captions: Sequence[Caption], numbering: Numbering | None = None) -> E
     if ids.dtype.kind not in "iu" or any(ids.ndim != 1 for ids in arrays):
         raise TypeError("captions must be all strings, or all flat sequences of integer token ids.")
     if ids.size and not 0 <= ids.min() <= ids.max() < 2**31:
-        raise ValueError(f"token ids lie between {ids.min()} and {ids.max()}: they must be in [0, 2**31).")
+        raise ValueError(f"token ids are between {ids.min()} and {ids.max()}: they must be in [0, 2**31).")
     return EncodedCaptions(ids.astype(np.int64), np.fromiter(map(len, arrays), np.int64, len(arrays)))
 
 
@@ -92,8 +92,8 @@ class NGrams:
     The n-grams of all captions for one n. An entry is an n-gram of a caption with its count there.
 
     Args:
-        prefix, last_word: what the n-grams are, `(num_ngrams,)`: index of the first n - 1 words in the previous n's
-            `NGrams` (0 for n = 1) and the last word.
+        prefix, last_word: the n-grams, `(num_ngrams,)`, as the index of their first n - 1 words in the previous n's
+            `NGrams` (0 for n = 1) and their last word.
         ngram, caption, count: the entries, sorted by n-gram, then by caption, `(num_entries,)`.
     """
 
@@ -105,7 +105,7 @@ class NGrams:
 
 
 def count_ngrams(captions: EncodedCaptions, max_n: int = MAX_N) -> Iterator[NGrams]:
-    """Yields the `NGrams` for n = 1 .. `max_n`."""
+    """Yield the `NGrams` for n = 1 .. `max_n`."""
     words, num_words = captions.words, captions.words.size
     caption_of_word = np.repeat(np.arange(captions.lengths.size), captions.lengths)
     words_left = np.cumsum(captions.lengths)[caption_of_word] - np.arange(num_words)
@@ -126,14 +126,14 @@ def count_ngrams(captions: EncodedCaptions, max_n: int = MAX_N) -> Iterator[NGra
 
 
 def differs_from_last(values: np.ndarray) -> np.ndarray:
-    """Whether each value begins a run of equal ones."""
+    """Return whether each value begins a run of equal values."""
     differs = np.ones(values.size, bool)
     np.not_equal(values[1:], values[:-1], out=differs[1:])
     return differs
 
 
 def _sort(names: np.ndarray, places: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sorts `names`, which lie below `limit`, and with them ascending `places`, keeping the order of equal names."""
+    """Sort `names`, which are below `limit`, and with them ascending `places`, keeping the order of equal names."""
     place_bits = int(places.max(initial=0)).bit_length()
     if 2**16 < limit < 2 ** (63 - place_bits):
         # both in one integer: sorting integers is faster than sorting indices
@@ -166,6 +166,8 @@ class PairedCaptions:
     @classmethod
     def from_captions(cls, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> "PairedCaptions":
         """
+        Pair one prediction for each image with the references of the image.
+
         Args:
             predictions: one tokenized caption for each image.
             references: the tokenized references of each image.
@@ -181,18 +183,18 @@ class PairedCaptions:
     @cached_property
     def matches(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """
-        For n = 1 .. 4: which entry of `ngrams` that belongs to a prediction meets which entry of a reference of the
-        same image. Two arrays of indices `(num_pairs,)`, sorted by the first.
+        Pairs of entries of `ngrams` for n = 1 .. 4: an entry of a prediction and an entry of a reference of the same image
+        that are the same n-gram. Two arrays of indices `(num_pairs,)`, sorted by the first.
         """
         return [self._match(ngrams) for ngrams in self.ngrams]
 
     def _match(self, ngrams: NGrams) -> tuple[np.ndarray, np.ndarray]:
-        # entries are sorted by n-gram and caption, and references stand image by image: equal keys stand side by side
+        # entries are sorted by n-gram and caption, and references are ordered by image: equal keys are consecutive
         key = ngrams.ngram * self.num_references.size + self.image[ngrams.caption]
         of_reference = self.is_reference[ngrams.caption]
         references, predictions = np.flatnonzero(of_reference), np.flatnonzero(~of_reference)
         first = np.flatnonzero(differs_from_last(key[references]))
-        run_key = np.append(key[references[first]], -1)  # no key: a search may land behind the last run
+        run_key = np.append(key[references[first]], -1)  # not a key: a search may end behind the last run
         run = np.searchsorted(run_key[:-1], key[predictions])
         found = run_key[run] == key[predictions]
         run = run[found]
@@ -201,5 +203,5 @@ class PairedCaptions:
 
 
 def ranges(start: np.ndarray, length: np.ndarray) -> np.ndarray:
-    """`start[0], start[0] + 1, ...` for `length[0]` places, then the same for `start[1]`, and so on."""
+    """Concatenate the ranges that begin at `start` and have `length` numbers each."""
     return np.arange(length.sum()) + np.repeat(start - (np.cumsum(length) - length), length)

@@ -1,21 +1,21 @@
 """
-Stanford's Penn Treebank tokenizer as coco-caption runs it, without Java.
+Tokenize as coco-caption does, with Stanford's Penn Treebank tokenizer, but without Java.
 
-coco-caption writes all captions into one text, a caption a line, runs CoreNLP 3.4.1 with `-preserveLines -lowerCase`
+coco-caption writes all captions into one text, one per line, runs CoreNLP 3.4.1 with `-preserveLines -lowerCase`
 over it and removes 17 punctuation tokens. The rules below were found by comparing outputs, not by reading CoreNLP,
 whose code is under the GPL: the abbreviations by trying all strings of up to three letters and the words of captions
 before a stop, the characters by trying all of Unicode. Where more than one rule matches, the longest match wins.
 
-Kept because the official numbers contain them:
+The official numbers depend on these rules, so they are kept:
 
 - brackets come out as `-lrb-` and the like, and stay: the list of removed tokens has them in capitals;
-- "cannot" is two words, "22 3/4" is one (with a no-break space inside), `<unk>` is one, "@" takes its neighbours along;
+- "cannot" is two words, "22 3/4" is one (with a no-break space inside), `<unk>` is one, "@" joins its neighbours;
 - `St.`, `p.m.` and a single letter keep their stop, the letter not before a capitalised word such as "The"; that word may
   be the next caption's, so the result can depend on the order of the captions;
 - emoji and characters younger than Unicode 6 vanish, and separate words.
 
-Real captions come out equal, all of them that were tried; of captions with signs thrown in at random about four in
-100,000 do not. One thing differs on purpose. A line break other than "\\n" (carriage return, vertical tab, form feed, U+2028,
+All real captions that were tried have the same tokens; of captions with random signs about four in 100,000 differ. One
+difference is deliberate. A line break other than "\\n" (carriage return, vertical tab, form feed, U+2028,
 U+2029) ends the line for CoreNLP too, and coco-caption then gives every later caption the tokens of its predecessor.
 Here it is a space, as coco-caption makes of "\\n".
 """
@@ -91,7 +91,7 @@ _SYMBOLS = """
 
 
 def _characters(ranges: str) -> str:
-    """The inside of a regular expression's brackets."""
+    """Make the inside of a regular expression's brackets."""
     return "".join("-".join(chr(int(code, 16)) for code in span.split("-")) for span in ranges.split())
 
 
@@ -205,14 +205,14 @@ _STRAIGHT_QUOTES = {
 
 def ptb_tokenize(captions: Iterable[str]) -> list[str]:
     """
-    Tokenizes captions as coco-caption's `PTBTokenizer` does when it is given them in this order.
+    Tokenize captions as coco-caption's `PTBTokenizer` does when it is given them in this order.
 
     Args:
-        captions: raw sentences. An evaluation by coco-caption makes two such texts: all references, image by image in
-            the order of the references' file, and all predictions in the same order of images.
+        captions: raw sentences. coco-caption calls its tokenizer twice: for all references, image by image in the order of
+            the references' file, and for all predictions in the same order of images.
 
     Returns:
-        For each caption its tokens in lower case, one space between them.
+        The tokens of each caption in lower case, with one space between them.
     """
     text = "\n".join(_LINE_BREAK.sub(" ", caption) for caption in captions).replace("\u00ad", "")
     return [
@@ -221,7 +221,7 @@ def ptb_tokenize(captions: Iterable[str]) -> list[str]:
 
 
 def _lines(text: str) -> Iterator[list[str]]:
-    """The tokens of each line of `text`; a rule may look past the line's end."""
+    """Yield the tokens of each line of `text`; a rule may read beyond the end of the line."""
     line: list[str] = []
     position = 0
     while position < len(text):
@@ -247,7 +247,7 @@ def _lines(text: str) -> Iterator[list[str]]:
 
 
 def _spell(token: str) -> str:
-    """How CoreNLP writes a token."""
+    """Spell a token as CoreNLP does."""
     if token in _SPELLINGS:
         return _SPELLINGS[token]
     if token.isalpha():

@@ -1,4 +1,4 @@
-"""Retrieval of captions by images and of images by captions, as Deep Visual-Semantic Alignments reports it."""
+"""Measure the retrieval of captions by images and of images by captions, as Deep Visual-Semantic Alignments does."""
 
 from collections.abc import Sequence
 
@@ -9,23 +9,23 @@ def retrieval_metrics(
     scores: np.ndarray, captions_per_image: int = 5, fold_size: int | None = None
 ) -> dict[str, dict[str, float]]:
     """
-    Recall and median rank in both directions.
+    Compute recall and median rank in both directions.
 
     An image's rank is that of the best of its captions. Ties count against the model. The median rank is
     `floor(median) + 1` of ranks that begin at 0, as the papers compute it.
 
     Args:
         scores: similarity of each image and each caption, `(num_images, num_images * captions_per_image)`, larger for
-            more alike; the captions of an image side by side, in the order of the images.
-        fold_size: scores the mean of consecutive folds of so many images: 1000 on COCO's 5,000 test images is what most
-            papers call 1K, `None` is 5K. For the first 1,000 images alone, which some call 1K too, pass
-            `scores[:1000, :5000]`.
+            more similar ones; the captions of an image are consecutive, in the order of the images.
+        captions_per_image: number of captions of each image.
+        fold_size: average over consecutive folds of this many images: 1000 on COCO's 5,000 test images is 1K in most
+            papers, `None` is 5K. For the first 1,000 images alone, 1K in other papers, pass `scores[:1000, :5000]`.
 
     Returns:
         `{"image_to_text": {"R@1", "R@5", "R@10", "median_rank"}, "text_to_image": {...}}`, the recalls in percent.
 
     Raises:
-        ValueError: if shapes do not fit, or a score is not a number.
+        ValueError: the shape does not fit, or a score is NaN.
     """
     scores = np.asarray(scores)
     num_images = len(scores)
@@ -38,7 +38,7 @@ def retrieval_metrics(
         raise ValueError("`scores` holds NaN: a rank needs numbers.")
     fold_size = num_images if fold_size is None else fold_size
     if fold_size < 1 or num_images % fold_size:
-        raise ValueError(f"`fold_size` is {fold_size}: it must divide the {num_images} images.")
+        raise ValueError(f"`fold_size` is {fold_size}: pass a number that divides the {num_images} images.")
     folds = []
     for start in range(0, num_images, fold_size):
         stop = start + fold_size
@@ -50,7 +50,7 @@ def retrieval_metrics(
 
 
 def _ranks(scores: np.ndarray) -> dict[str, np.ndarray]:
-    """How many wrong candidates score as much as the right one or more."""
+    """Count the wrong candidates that score as high as the right one, or higher."""
     num_images, num_captions = scores.shape
     own = np.repeat(np.arange(num_images), num_captions // num_images)  # image of each caption
     right = scores[own, np.arange(num_captions)]

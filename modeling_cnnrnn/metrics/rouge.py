@@ -1,4 +1,4 @@
-"""ROUGE-L (https://aclanthology.org/W04-1013) as coco-caption computes it: beta 1.2, the best reference for each part."""
+"""Compute ROUGE-L (https://aclanthology.org/W04-1013) as coco-caption does: beta 1.2, the best reference for each part."""
 
 from collections.abc import Sequence
 
@@ -10,6 +10,8 @@ BETA = 1.2
 
 def rouge_l(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, np.ndarray]:
     """
+    Compute ROUGE-L.
+
     Args:
         predictions: one tokenized caption for each image.
         references: the tokenized references of each image.
@@ -40,9 +42,11 @@ def _rouge_l(prediction: str, references: Sequence[str]) -> float:
 
 def _common_subsequence(places: dict[str, int], length: int, words: Sequence[str]) -> int:
     """
-    Length of the longest common subsequence of `words` and the sentence of `length` words that has each word at the
-    bits `places[word]`: one row of the dynamic programme is one integer (https://doi.org/10.1007/BF01840358 and later
-    Hyyro's form), whose zero bits mark where the row grows.
+    Compute the length of the longest common subsequence of `words` and the sentence of `length` words that has each word
+    at the bits `places[word]`.
+
+    One row of the dynamic programme is one integer (https://doi.org/10.1007/BF01840358, in Hyyro's later form), whose zero
+    bits mark where the row grows.
     """
     row = full = (1 << length) - 1
     for word in words:

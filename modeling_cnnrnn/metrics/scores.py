@@ -1,6 +1,4 @@
-"""`caption_metrics`: the numbers that papers print, from raw captions."""
-
-from __future__ import annotations
+"""Compute the scores that papers report, from raw captions."""
 
 import warnings
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -20,7 +18,7 @@ METRICS = ("bleu", "rouge", "cider", "meteor", "spice")
 
 class CaptionScores(dict[str, float | None]):
     """
-    The scores of a set of predictions: a dict from a score's name to its value for the corpus, `None` if not computed.
+    Scores of a set of predictions: a dict from a score's name to its value for the corpus, `None` if not computed.
 
     Args:
         image_ids: the images, in the order of `per_image`.
@@ -48,33 +46,33 @@ def caption_metrics(
     timeout: float = 1800.0,
 ) -> CaptionScores:
     """
-    Scores captions as coco-caption does: same tokens, same values, without Java but for METEOR and SPICE.
+    Score captions as coco-caption does: same tokens, same values; only METEOR and SPICE need Java.
 
-    The captions are raw sentences: tokenizing is part of the metric. CIDEr is what coco-caption calls CIDEr, which is
-    the paper's CIDEr-D. It weights words by the references given here, so scores over different images do not compare.
+    The captions are raw sentences: tokenizing is part of the metric. CIDEr is coco-caption's CIDEr, which is the paper's
+    CIDEr-D. It weights words by the references given here, so scores of different sets of images cannot be compared.
 
     Args:
         predictions: one caption for each image, in a list or keyed by image.
         references: the references of each image, in a list in the same order or keyed by the same images. The order
             of the images is that of `references`; Stanford's tokenizer reads on into the next caption, so the order
             can matter for a caption that ends in an abbreviation.
-        metrics: which of "bleu", "rouge", "cider", "meteor" and "spice". The last two need Java and pycocoevalcap;
-            where they fail they are `None`, and `not_computed` has the reason.
-        timeout: seconds after which METEOR and SPICE are given up.
+        metrics: some of "bleu", "rouge", "cider", "meteor" and "spice". The last two need Java and pycocoevalcap; if they
+            fail, their score is `None`, and `not_computed` has the reason.
+        timeout: seconds that METEOR and SPICE may each take.
 
     Returns:
-        `CaptionScores`: "BLEU-1" .. "BLEU-4", "ROUGE-L", "CIDEr", "METEOR", "SPICE", as asked for.
+        `CaptionScores`: "BLEU-1" .. "BLEU-4", "ROUGE-L", "CIDEr", "METEOR", "SPICE", for the metrics that were asked for.
 
     Raises:
-        ValueError: if images differ, an image has no reference, or a metric has another name.
-        TypeError: if a caption is not a string.
+        ValueError: images differ, an image has no reference, or a metric has another name.
+        TypeError: a caption is not a string.
     """
     metrics = list(metrics)
     if unknown := [metric for metric in metrics if metric not in METRICS]:
         raise ValueError(f"`metrics` holds {unknown[0]!r}: choose from {', '.join(METRICS)}.")
     image_ids, predictions, references = _align(predictions, references)
 
-    # two texts, as coco-caption has it: all references image by image, and all predictions
+    # two texts, as in coco-caption: all references image by image, and all predictions
     tokens = iter(ptb_tokenize([caption for captions in references for caption in captions]))
     references = [[next(tokens) for _ in captions] for captions in references]
     predictions = ptb_tokenize(predictions)
@@ -100,7 +98,7 @@ def caption_metrics(
 
 
 def group_by_image(rows: Iterable[tuple[Hashable, str]]) -> dict[Hashable, list[str]]:
-    """Gathers rows of `(image, caption)`, one caption each, into the captions of each image, in order of appearance."""
+    """Gather rows of `(image, caption)`, one caption each, into the captions of each image, in order of appearance."""
     captions: dict[Hashable, list[str]] = {}
     for image, caption in rows:
         captions.setdefault(image, []).append(caption)
@@ -111,7 +109,7 @@ def _align(
     predictions: Sequence[str] | Mapping[Hashable, str],
     references: Sequence[Sequence[str]] | Mapping[Hashable, Sequence[str]],
 ) -> tuple[list[Hashable], list[str], list[Sequence[str]]]:
-    """Image ids, predictions and references in the order of `references`, checked."""
+    """Check predictions and references, and bring them with the image ids into the order of `references`."""
     if isinstance(predictions, Mapping) and isinstance(references, Mapping):
         if predictions.keys() != references.keys():
             without_prediction = [image for image in references if image not in predictions]
@@ -146,5 +144,5 @@ def _align(
 
 
 def _some(images: Sequence[Hashable]) -> str:
-    """How many, and which for instance."""
+    """Count images, and name one of them."""
     return f"{len(images)} (such as {images[0]!r})" if images else "none"

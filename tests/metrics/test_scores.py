@@ -305,7 +305,7 @@ def test_retrieval_folds_are_scored_apart():
     [
         (np.zeros((3, 14)), None, r"shape \(3, 14\)"),
         (np.full((2, 10), np.nan), None, "NaN"),
-        (np.zeros((4, 20)), 3, "must divide the 4 images"),
+        (np.zeros((4, 20)), 3, "divides the 4 images"),
     ],
 )
 def test_retrieval_refuses_wrong_scores(scores, fold_size, message):
