@@ -1,16 +1,12 @@
 """
 Captioning datasets in the layouts that are really out there, each a few pictures large.
 
-Those of the Hub are loaded by the real client from a local Hub, all in one process since the client reads the address
-when it is imported.
+Those of the Hub are loaded by the real client from a local Hub.
 """
 
 import json
 import re
-import subprocess
-import sys
 from functools import cache
-from pathlib import Path
 
 import datasets
 import pytest
@@ -31,8 +27,8 @@ from support.caption_datasets import (
     tar,
     write,
 )
+from support.hub_client import in_a_client
 from support.local_hub import LocalHub
-from support.paths import ROOT
 
 from modeling_cnnrnn.data.loading import load_caption_dataset
 from modeling_cnnrnn.data.shapes import drawing
@@ -221,20 +217,18 @@ HUB_ERRORS = {
 }
 
 
-def load_all(jobs: Path) -> None:
-    """In a process of its own: run the jobs and write what came out beside them."""
+def load_all(jobs: dict[str, dict]) -> dict[str, dict]:
+    """What came out of each job, its rows or its error."""
     datasets.disable_progress_bars()
     results = {}
-    for job, options in json.loads(jobs.read_text()).items():
+    for job, options in jobs.items():
         try:
-            splits = load_caption_dataset(**options)
+            results[job] = {"rows": summarize(load_caption_dataset(**options))}
         except ValueError as error:
             results[job] = {"error": str(error)}
-            continue
-        results[job] = {"rows": summarize(splits)}
     load_caption_dataset("jxie/coco_captions").push_to_hub("me/pushed")
     results["pushed"] = {"rows": summarize(load_caption_dataset("me/pushed"))}
-    jobs.with_suffix(".out").write_text(json.dumps(results))
+    return results
 
 
 @pytest.fixture(scope="module")
@@ -256,12 +250,7 @@ def from_hub(tmp_path_factory) -> dict[str, dict]:
         hub.create_repository("dataset", "HuggingFaceM4/COCO", {"COCO.py": b"import datasets"})
         hub.create_repository("dataset", "me/labels", shards(lambda n: embedded(n, label=n), ["train"]))
         jobs |= {f"error: {name}": options for name, (options, _) in HUB_ERRORS.items()}
-        path = folder / "jobs.json"
-        path.write_text(json.dumps(jobs))
-        environment = {**hub.environment(folder / "home"), "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-        run = subprocess.run([sys.executable, __file__, path], env=environment, capture_output=True, text=True)
-        assert run.returncode == 0, run.stderr
-    return json.loads(path.with_suffix(".out").read_text())
+        return in_a_client(hub, folder / "home", load_all, jobs)
 
 
 @pytest.mark.parametrize("repository", list(hub_layouts()))
@@ -440,7 +429,3 @@ def test_refusal_is_one_sentence(tmp_path, monkeypatch, files, name, options, re
     with pytest.raises(ValueError, match=re.escape(reason)) as error:
         load_caption_dataset(name, **options)
     assert "\n" not in str(error.value)
-
-
-if __name__ == "__main__":
-    load_all(Path(sys.argv[1]))
