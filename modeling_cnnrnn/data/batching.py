@@ -1,4 +1,4 @@
-"""From a caption dataset to the batches of a training step: several captions of one image share one look at it."""
+"""Make batches for training from a caption dataset: several captions of an image share one encoding of it."""
 
 import math
 import random
@@ -17,31 +17,34 @@ from ..models.loss_cnnrnn import IGNORE_INDEX
 from ..models.processing_cnnrnn import CnnRnnProcessor, load_image
 
 
-# Of JPEGs that are decoded at a part of their size. Without it, features of a MobileNetV2 have a cosine of 0.95 with those
-# of the whole image, with it 0.993; saving a JPEG at quality 75 in place of 90 gives 0.996.
+# JPEGs are decoded at this many times the needed size, or more. Without the margin, features of a MobileNetV2 have a cosine
+# of 0.95 with those of the whole image, with it 0.993; saving a JPEG at quality 75 in place of 90 gives 0.996.
 DRAFT_MARGIN = 1.5
 
 
 class CaptionDataset(Dataset):
     """
-    The images of a dataset with their captions as token ids.
+    Images of a dataset with their captions as token ids.
 
-    What is drawn at random (crops, which captions) depends on `seed`, `epoch` and the index alone, so that a training
-    that was stopped goes on with the very same batches, whatever the number of workers.
+    Random choices (crops, captions) depend on `seed`, `epoch` and the index alone, so a training that is resumed sees the
+    same batches, with any number of workers.
 
     Args:
         dataset: rows of `image`, `image_id` and `captions`, as `load_caption_dataset` returns them.
         processor: the image processor and tokenizer of the model.
-        captions_per_image: captions of an image in one step; an image that has more shows others in the next epoch.
-        max_length: longest caption in tokens, the end token included; what is longer is cut, and still ends.
+        captions_per_image: captions of an image in one step; an image with more captions shows others in the next epoch.
+        max_length: longest caption in tokens, with the end token; longer ones are cut before it.
         augmentation: a callable from an RGB image and a `random.Random` to an RGB image.
         image_features: in place of the images, stored features `(num_images, num_regions, num_feature_channels)`; or
-            a list of these, one for each view of the images, one of which is drawn for each image and epoch.
+            a list of these, one for each view of the images, one of which is chosen for each image and epoch.
         broken: rows known to be broken, each with the reason; others are found when they are opened.
-        preload: keep the processed images in memory, where there is no augmentation and they are small.
+        preload: keep the processed images in memory.
         draft: decode a JPEG that is three or more times as large as the processor needs at a half, a quarter or an
             eighth of its size (PIL's draft mode): faster, and close to plain decoding, but not equal to it.
-        seed: of all that is drawn at random.
+        seed: seed of all random choices.
+
+    Raises:
+        ValueError: `image_features` and `dataset` differ in length; `preload` with `augmentation` or `image_features`.
     """
 
     def __init__(
@@ -57,12 +60,15 @@ class CaptionDataset(Dataset):
         draft: bool = False,
         seed: int = 0,
     ):
+        if preload and (augmentation is not None or image_features is not None):
+            other = "augmentation" if augmentation is not None else "image_features"
+            raise ValueError(f"`preload` has no effect with `{other}`: leave one of the two out.")
         if isinstance(image_features, np.ndarray):
             image_features = [image_features]
         for view in image_features or ():
             if len(view) != len(dataset):
                 raise ValueError(
-                    f"`image_features` holds {len(view)} images and `dataset` {len(dataset)}: make them anew."
+                    f"`image_features` holds {len(view)} images and `dataset` {len(dataset)}: compute them for this dataset."
                 )
         self.images = dataset.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
         self.image_ids: list[str] = dataset["image_id"][:]
@@ -82,8 +88,10 @@ class CaptionDataset(Dataset):
         self.num_captions_left_out = sum(unlearnable.issuperset(caption) for row in self.labels for caption in row)
         self.labels = [[caption for caption in row if not unlearnable.issuperset(caption)] for row in self.labels]
         self.pixel_values = None
-        if preload and augmentation is None and image_features is None:
-            self.pixel_values = [self[index]["pixel_values"] for index in range(len(self))]
+        if preload:
+            examples = [self[index] for index in range(len(self))]
+            self.broken |= {index: example["error"] for index, example in enumerate(examples) if "error" in example}
+            self.pixel_values = [example["pixel_values"] for example in examples]
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -95,7 +103,7 @@ class CaptionDataset(Dataset):
         return self.processor(images=image, images_kwargs={"return_tensors": "pt"})["pixel_values"][0]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        # a string seeds `random.Random` alike in every process, a tuple does not
+        # a string seeds `random.Random` equally in every process, a tuple does not
         rng = random.Random(f"{self.seed}-{self.epoch}-{index}")
         labels = self.labels[index]
         if len(labels) > self.captions_per_image:
@@ -116,7 +124,7 @@ class CaptionDataset(Dataset):
             except (OSError, ValueError) as reason:
                 error = str(reason)
         if error is not None:
-            # a blank with nothing to learn takes its place, so that batches keep their shape in every process
+            # a blank image without captions replaces it, so that batches keep their shape in every process
             example |= {"labels": [], "error": error}
             if self.image_features is None:
                 example["pixel_values"] = self._process(Image.new("RGB", (64, 64)))
@@ -178,12 +186,12 @@ def load_stored_image(
 
 def collate_captions(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """
-    One batch from examples of [`CaptionDataset`].
+    Make a batch of examples of [`CaptionDataset`].
 
     Returns:
         `pixel_values` `(B, 3, H, W)` or `image_features` `(B, R, C)`; `labels` `(B, K, T)` padded with -100, K being the
-        largest number of captions of one image; `rows`, the place of each image in its dataset; `broken`, (row, reason)
-        of each image that could not be read.
+        largest number of captions of one image; `rows`, the row number of each image; `broken`, the row number and the
+        reason of each image that could not be read.
     """
     num_captions = max(1, *(len(example["labels"]) for example in examples))
     length = max((len(caption) for example in examples for caption in example["labels"]), default=1)
@@ -203,12 +211,12 @@ def collate_captions(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
 @dataclass(frozen=True)
 class RandomResizedCrop:
     """
-    Cut a random part out of an image and turn it over now and then (Szegedy et al., https://arxiv.org/abs/1409.4842).
+    Crop a random part of an image, and mirror it now and then (Szegedy et al., https://arxiv.org/abs/1409.4842).
 
     Args:
         scale: smallest and largest share of the image's area that is kept.
-        ratio: smallest and largest change of the image's width to height.
-        flip_probability: of a mirror image. 0 by default, because captions say left and right.
+        ratio: smallest and largest factor by which the ratio of width to height changes.
+        flip_probability: probability of a mirror image; 0 by default, because captions say left and right.
     """
 
     scale: tuple[float, float] = (0.6, 1.0)

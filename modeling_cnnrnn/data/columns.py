@@ -1,4 +1,4 @@
-"""Which columns of a dataset hold the image, its captions and its id: guessed, shown in one line, overridable."""
+"""Find the columns of image, captions and id in a dataset by their names and types, or take those that are given."""
 
 import ast
 import contextlib
@@ -21,21 +21,21 @@ CAPTION_NAMES = (
     *("answers", "en_sentences_raw", "alt_text", "description", "comment", "json"),
 )
 ID_NAMES = ("cocoid", "image_id", "imgid", "img_id", "id", "__key__")
-# where structs and JSON keep their text
+# fields of structs and JSON that hold the text
 CAPTION_KEYS = ("raw", "text", "caption", "sentence", "captions", "sentences", "value", "en")
 
 
 @dataclass(frozen=True)
 class CaptionColumns:
     """
-    Where a row keeps its image, its captions and its id.
+    Columns of the image, its captions and its id.
 
     Args:
         image: column of images, or of the names of image files.
         captions: columns of captions. `"json.title"` is the field `title` of the column `json`.
-        image_id: column that tells one image from another; without one it is the file or the row.
+        image_id: column that tells one image from another; without one, the file name or the row number does.
         embedded: whether `image` holds images; if not, it holds file names or URLs.
-        one_per_line: whether a text holds one caption a line, as the `txt` of webdataset shards does.
+        one_per_line: whether a text holds one caption per line, as the `txt` of webdataset shards does.
     """
 
     image: str
@@ -53,10 +53,16 @@ class CaptionColumns:
         image_id_column: str | None = None,
     ) -> Self:
         """
-        Take what is given and guess the rest from the names and types of the columns.
+        Take the columns that are given and guess the others from names and types.
 
         Args:
+            features: the names and types of all columns.
+            image_column: column of the images, or of their file names.
             caption_column: a name, names separated by commas, or a pattern such as `"caption_*"`.
+            image_id_column: column that tells one image from another.
+
+        Raises:
+            ValueError: a column that is given does not exist, or the image or the captions cannot be guessed.
         """
         found = listed(features)
         fields = [*features, *(f"{name}.{key}" for name, struct in features.items() for key in _keys(struct))]
@@ -79,7 +85,7 @@ class CaptionColumns:
 
         embedded = _holds_images(features[image_column])
         if image_id_column is None:
-            # an image that is given by its file is known by its file
+            # an image that is given by its file is identified by it
             image_id_column = _first(features, (*ID_NAMES, *FILE_NAMES, *URL_NAMES)) or (
                 None if embedded else image_column
             )
@@ -101,19 +107,21 @@ class CaptionColumns:
         return fields | {field.partition(".")[0] for field in fields}
 
     def read_captions(self, row: Mapping[str, Any]) -> list[str]:
-        """All captions of a row, each on one line; empty ones are `""`."""
+        """Read the captions of a row, each as one line; empty ones are `""`."""
         texts = [text for name in self.captions for text in _texts(_value(row, name), name)]
         if self.one_per_line:
             texts = [line for text in texts for line in text.splitlines()]
-        # scorers work by line, so that a line break within a caption would shift all that follow
+        # metrics work by line, so a line break inside a caption would shift all captions after it
         return [" ".join(text.split()) for text in texts]
 
     def read_image_id(self, row: Mapping[str, Any], default: str) -> str:
+        """Read the id of a row's image; `default` if no column holds it."""
         image_id = None if self.image_id is None else _value(row, self.image_id)
         return default if image_id is None else str(image_id)
 
 
 def listed(names: Iterable[str]) -> str:
+    """Join names for an error message."""
     return ", ".join(f"`{name}`" for name in names)
 
 
@@ -145,7 +153,7 @@ def _in_order(fields: list[str], pattern: str) -> list[str]:
 
 
 def _number(name: str) -> tuple[int, str]:
-    """Sorts `caption_10` after `caption_9`."""
+    """Key that sorts `caption_10` after `caption_9`."""
     digits = re.search(r"\d+$", name)
     return (int(digits[0]) if digits else -1, name)
 
@@ -162,7 +170,7 @@ def _value(row: Mapping[str, Any], field: str) -> Any:
 
 
 def _texts(value: Any, column: str) -> Iterator[str]:
-    """The strings in a string, a list, a struct, a list of structs, a struct of lists, or in any of these as text."""
+    """Yield the texts in a string, a list, a struct, a list of structs, a struct of lists, or any of these as text."""
     if value is None:
         return
     if isinstance(value, bytes):
@@ -186,7 +194,7 @@ def _texts(value: Any, column: str) -> Iterator[str]:
 
 
 def _parse_list(text: str) -> list[str] | None:
-    """The captions in `'["a dog", "a cat"]'`, as JSON or as Python writes them; `None` if the text is no list."""
+    """Parse a list such as `'["a dog", "a cat"]'`, as JSON or as Python writes it; `None` for any other text."""
     text = text.strip()
     if text.startswith("[") and text.endswith("]"):
         for parse in (json.loads, ast.literal_eval):

@@ -90,6 +90,25 @@ def test_a_broken_image_is_called_by_its_file_name():
         load_stored_image({"bytes": b"no image", "path": "0017.jpg"})
 
 
+def test_a_broken_image_that_is_preloaded_teaches_nothing(pictures, processor):
+    columns = pictures.select(range(2)).cast_column("image", datasets.Image(decode=False)).to_dict()
+    columns["image"][1] = {"bytes": b"no image", "path": "0001.png"}
+    rows = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
+    for preload in (False, True):
+        good, broken = (CaptionDataset(rows, processor, preload=preload)[index] for index in range(2))
+        assert len(good["labels"]) == 5
+        assert broken["labels"] == []
+        assert "`0001.png`" in broken["error"]
+
+
+@pytest.mark.parametrize(
+    "options", [{"augmentation": RandomResizedCrop()}, {"image_features": np.zeros((10, 4, 8), np.float16)}]
+)
+def test_preloading_is_refused_where_it_has_no_effect(pictures, processor, options):
+    with pytest.raises(ValueError, match=f"`preload` has no effect with `{next(iter(options))}`"):
+        CaptionDataset(pictures, processor, preload=True, **options)
+
+
 @pytest.fixture
 def resizing(processor) -> CnnRnnProcessor:
     """For `pictures`, which PIL would copy if they had their size already."""

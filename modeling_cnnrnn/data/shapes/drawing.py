@@ -1,9 +1,9 @@
 """
-`shapes`: small drawn pictures with five sentences each, a captioning dataset that needs no download.
+Draw `shapes`, small pictures with five sentences each: a captioning dataset that needs no download.
 
 A picture shows one to four objects, alone, in a relation ("a red circle above a blue square") or in an action that a
-still picture can show ("a yellow ball rolls down a green slope"). Which objects there are does not tell what the
-picture means: its mirror image has the same words and another meaning.
+still picture can show ("a yellow ball rolls down a green slope"). The objects alone do not determine the sentence: the
+mirror image of a picture has the same objects and another meaning.
 
 **Unseen combinations.** Some pairs of objects ("blue square" and "red circle") are held out: no picture of `train` and
 `validation` shows both objects of such a pair, in whatever relation, role, number, size or texture, and every picture
@@ -30,11 +30,11 @@ from .language import ACTIONS, COLORS, RELATIONS, SHAPES, SIZES, Meaning, Thing,
 Point = tuple[float, float]
 Color = tuple[int, int, int]
 
-# what a picture is about, and how often; pictures of a single thing teach its name
+# topics of the pictures and their weights; pictures of a single object teach its name
 TOPICS = {"single": 3, "count": 3, "group": 4, "relation": 8, "between": 3, "action": 4}
 TEXTURE_WEIGHTS = {"plain": 2, "striped": 1, "dotted": 1}
 NUM_CAPTIONS = 5
-HELD_OUT = 0.12  # share of the combinations that only `test` shows
+HELD_OUT = 0.12  # share of combinations that only `test` shows
 
 RGB = {
     "red": (215, 35, 40),
@@ -43,9 +43,9 @@ RGB = {
     "yellow": (250, 215, 35),
     "purple": (125, 45, 165),
 }
-INK = (70, 70, 75)  # of the lines that show motion
+INK = (70, 70, 75)  # color of the lines that show motion
 RADIUS = {"small": (0.125, 0.14), "large": (0.19, 0.21)}  # in image widths
-INSIDE_RADII = ((0.14, 0.16), (0.37, 0.41))  # of what is inside, and of what is around it
+INSIDE_RADII = ((0.14, 0.16), (0.37, 0.41))  # of the inner and the outer object
 SUPERSAMPLING = 4
 
 
@@ -86,7 +86,7 @@ def build_shapes(
 
 
 def _example(seed: int, split: str, image_size: int, index: int) -> dict:
-    # each picture has its own generator, so that it does not matter who draws it and when
+    # each picture has its own generator, so that it does not depend on the process that draws it
     rng = random.Random(f"{seed}/{split}/{index}")
     scene = sample_scene(rng, held_out=split == "test")
     png = io.BytesIO()
@@ -103,12 +103,12 @@ def _example(seed: int, split: str, image_size: int, index: int) -> dict:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# What happens
+# Scenes
 # --------------------------------------------------------------------------------------------------------------------
 
 
 def sample_scene(rng: random.Random, held_out: bool = False) -> Meaning:
-    """Think up a scene with a held-out combination, or one with none."""
+    """Sample a scene with a held-out combination, or one with none."""
     while True:
         scene = _any_scene(rng)
         if any(map(is_held_out, combinations(scene))) == held_out:
@@ -116,7 +116,7 @@ def sample_scene(rng: random.Random, held_out: bool = False) -> Meaning:
 
 
 def combinations(scene: Meaning) -> set[str]:
-    """The pairs of different objects that a scene shows together, or the number of its only object."""
+    """Return the pairs of different objects in a scene, or the number of its only object."""
     names = sorted({thing.name for thing in scene.things})
     if len(names) == 1:
         return {f"{len(scene.things)} {names[0]}"}
@@ -125,6 +125,7 @@ def combinations(scene: Meaning) -> set[str]:
 
 @functools.cache
 def is_held_out(combination: str) -> bool:
+    """Return whether only `test` shows a combination; it depends on its name alone."""
     return hashlib.sha256(combination.encode()).digest()[0] < HELD_OUT * 256
 
 
@@ -134,7 +135,7 @@ def _any_scene(rng: random.Random) -> Meaning:
         count = 1 if topic == "single" else rng.randint(2, 4)
         return Meaning("group", ((_things(rng, [None])[0],) * count,))
     if topic == "group":
-        # one of each would be a relation: one thing is always left of or above the other
+        # one of each would be a relation: one is always left of or above the other
         count, other_count = rng.choice(((1, 2), (2, 2)))
         thing, other = _things(rng, [None] * 2)
         return Meaning("group", ((thing,) * count + (other,) * other_count,))
@@ -153,7 +154,7 @@ def _any_scene(rng: random.Random) -> Meaning:
 
 
 def _things(rng: random.Random, sizes: list[str | None]) -> list[Thing]:
-    """Different things that do not all look alike from afar: each has its own color. `None` leaves the size to chance."""
+    """Sample different objects, each in a color of its own. A size of `None` is sampled too."""
     return [
         Thing(color, rng.choice(list(SHAPES)), size or rng.choice(list(SIZES)), _texture(rng))
         for color, size in zip(rng.sample(list(COLORS), len(sizes)), sizes, strict=True)
@@ -165,12 +166,12 @@ def _texture(rng: random.Random) -> str:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# What it looks like. Coordinates are in image widths, x to the right and y down.
+# Drawing. Coordinates are in image widths, x to the right and y down.
 # --------------------------------------------------------------------------------------------------------------------
 
 
 def draw_scene(scene: Meaning, rng: random.Random, image_size: int = 64) -> Image.Image:
-    """Draw a scene, somewhere around the middle of a light background."""
+    """Draw a scene near the middle of a light background."""
     canvas = _Canvas(image_size * SUPERSAMPLING, background=_jitter((225, 225, 225), rng, 25), rng=rng)
     if scene.relation in ACTIONS:
         _draw_action(canvas, scene, rng)
@@ -181,14 +182,14 @@ def draw_scene(scene: Meaning, rng: random.Random, image_size: int = 64) -> Imag
 
 
 def _layout(scene: Meaning, rng: random.Random) -> list[tuple[Thing, Point, float]]:
-    """Where the things of a still scene lie and how large they are, from back to front."""
+    """Place the objects of a still scene: center and radius of each, from back to front."""
     things = scene.things
     radii = [rng.uniform(*RADIUS[thing.size or "small"]) for thing in things]
     jitter = functools.partial(rng.uniform, -0.03, 0.03)
     if scene.relation == "group":
-        # three things in a grid of 2 x 2 are never in a row: nothing looks as if it were between the others
+        # three objects in a grid of 2 x 2 are never in a row, so none seems to be between the others
         grid = rng.sample(list(itertools.product(range(2), repeat=2)), len(things))
-        if len(set(things)) == 2:  # what looks alike stands together, in a column or a row
+        if len(set(things)) == 2:  # equal objects share a column or a row
             number = things.count(things[0])
             columns = zip(rng.sample(range(2), 2), (number, len(things) - number), strict=True)
             grid = [(column, row) for column, height in columns for row in rng.sample(range(2), height)]
@@ -220,7 +221,7 @@ def _layout(scene: Meaning, rng: random.Random) -> list[tuple[Thing, Point, floa
 
 
 def _partly_hidden(things: Sequence[Thing], radii: Sequence[float], angle: float) -> complex:
-    """How far apart to lay two things for the first to hide a part of the second, but not so much that none knows it."""
+    """Find the distance at which the first object hides a part of the second and leaves it recognizable."""
     front, back = ([radius * p for p in OUTLINES[thing.kind]] for thing, radius in zip(things, radii, strict=True))
     goal = 0.15 * min(_area(front), _area(back))
     apart = cmath.rect(1.2 * sum(radii), angle)
@@ -230,7 +231,7 @@ def _partly_hidden(things: Sequence[Thing], radii: Sequence[float], angle: float
 
 
 def _area(*outlines: list[complex]) -> int:
-    """Area that outlines around the origin have in common, in some unit."""
+    """Measure the area that outlines around the origin have in common, in pixels of a small mask."""
     common = Image.new("1", (64, 64), 1)
     for outline in outlines:
         mask = Image.new("1", common.size)
@@ -240,7 +241,7 @@ def _area(*outlines: list[complex]) -> int:
 
 
 def _draw_action(canvas: "_Canvas", scene: Meaning, rng: random.Random) -> None:
-    """Draw an actor, its prop, and lines that trail behind the actor to show where it comes from."""
+    """Draw an actor, its prop, and the lines behind the actor that show its motion."""
     actor, prop = scene.things
     radius = rng.uniform(0.12, 0.14)
     side = rng.choice((-1, 1))  # the picture or its mirror image
@@ -276,7 +277,7 @@ def _draw_action(canvas: "_Canvas", scene: Meaning, rng: random.Random) -> None:
 
 
 class _Canvas:
-    """A large picture to draw on, reduced in the end so that edges come out smooth."""
+    """A large picture to draw on, which is reduced in the end for smooth edges."""
 
     def __init__(self, size: int, background: Color, rng: random.Random):
         self.size = size
@@ -292,14 +293,14 @@ class _Canvas:
         self.line([*points, *points[:2]], _mix(color, (0, 0, 0), 0.45), width=0.012)
 
     def trail(self, center: Point, radius: float, direction: Point) -> None:
-        """Lines behind something that moves."""
+        """Draw lines behind an object that moves."""
         (x, y), (dx, dy) = center, direction
         for offset, start, length in ((-0.7, 0.9, 0.12), (0, 1.25, 0.14), (0.7, 0.9, 0.12)):
             ax, ay = x - start * radius * dx - offset * radius * dy, y - start * radius * dy + offset * radius * dx
             self.line([(ax - 0.02 * dx, ay - 0.02 * dy), (ax - length * dx, ay - length * dy)])
 
     def thing(self, thing: Thing, center: Point, radius: float, has_edge: bool = False) -> None:
-        """One of the shapes, a little turned, in its color and texture; with an edge it stands out from what is behind."""
+        """Draw a shape, slightly rotated, in its color and texture; a white edge separates it from the object behind."""
         angle = self.rng.uniform(-0.15, 0.15)
         turn = complex(math.cos(angle), math.sin(angle)) * radius
         corners = [complex(*center) + turn * point for point in OUTLINES[thing.kind]]
@@ -342,7 +343,7 @@ def _mix(color: Color, other: Color, share: float) -> Color:
 
 
 def _jitter(color: Color, rng: random.Random, amount: int) -> Color:
-    """The color, a little off and a little lighter or darker."""
+    """Vary a color and its lightness a little."""
     light = rng.randint(-amount, amount)
     red, green, blue = (min(255, max(0, c + light + rng.randint(-6, 6))) for c in color)
     return red, green, blue
@@ -352,7 +353,7 @@ def _star(corners: int, inner: float) -> list[complex]:
     return [cmath.rect(1 if i % 2 == 0 else inner, math.pi * (i / corners - 0.5)) for i in range(2 * corners)]
 
 
-# corners around the origin as complex numbers, each shape about as large as a circle of radius 1
+# corners around the origin as complex numbers; each shape is about as large as a circle of radius 1
 OUTLINES = {
     "circle": [cmath.rect(1, 2 * math.pi * i / 48) for i in range(48)],
     "square": [0.88 * corner for corner in (-1 - 1j, 1 - 1j, 1 + 1j, -1 + 1j)],

@@ -1,8 +1,8 @@
 """
-What a picture of `shapes` means, how a person says it, and whether a sentence says it.
+Describe pictures of `shapes` as a person would, parse such sentences, and check them against a picture.
 
-Words and sentence patterns stand in the tables at the top. `describe` writes with them and `parse_caption` reads with
-them, so the two cannot drift apart: a pattern added here is understood at once.
+`describe` writes and `parse_caption` reads by the tables of words and sentence patterns at the top, so the two always agree:
+a pattern added here is understood at once.
 """
 
 import itertools
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 
-# the words for each value, the plainest first: it is said most often, as people do
+# the words for each value, the plainest first: it is used most often, as people do
 COLORS = {
     "red": ("red",),
     "green": ("green",),
@@ -27,7 +27,7 @@ SHAPES = {
     "triangle": ("triangle",),
     "star": ("star",),
 }
-# what stands around in an action; a circle that moves is called a ball
+# the props of actions; a circle that moves is called a ball
 PROPS = {"bar": ("bar", "hurdle"), "slope": ("slope", "ramp"), "box": ("box",)}
 MOVING = {"circle": ("ball",)}
 SIZES = {"small": ("small", "little"), "large": ("large", "big")}
@@ -152,16 +152,16 @@ class Thing:
         return f"{self.color} {self.kind}"
 
     def fits(self, other: "Thing") -> bool:
-        """Whether all that this thing states is true of `other`."""
+        """Return whether everything that this object states is true of `other`."""
         return self.name == other.name and self.size in (None, other.size) and self.texture in (None, other.texture)
 
 
 @dataclass(frozen=True)
 class Meaning:
     """
-    Who does what: a relation and the things that play each of its roles. Within a role, order does not matter.
+    The meaning of a picture or sentence: a relation, and the objects in each of its roles, in any order within a role.
 
-    `above`: `((upper,), (lower,))`. `between`: `((middle,), (side, side))`. `group`: one role with everything in it.
+    `above`: `((upper,), (lower,))`. `between`: `((middle,), (side, side))`. `group`: one role with all objects.
     """
 
     relation: str
@@ -181,11 +181,11 @@ class Meaning:
 
 
 def describe(meaning: Meaning, rng: random.Random) -> str:
-    """Say `meaning` in one of its wordings, as a person would write a caption: lower case, now and then a full stop."""
+    """Write a sentence for a meaning, in one of its wordings: lower case, with a full stop now and then."""
     phrases = [list(dict.fromkeys(role)) for role in meaning.roles]
     slots = dict(zip("ab", itertools.chain(*phrases), strict=False))
     counts = {slot: meaning.things.count(thing) for slot, thing in slots.items()}
-    if meaning.relation == "group" and len(slots) == 2 and rng.random() < 0.5:  # no role to tell the two apart
+    if meaning.relation == "group" and len(slots) == 2 and rng.random() < 0.5:  # the two have no roles
         slots["a"], slots["b"] = slots["b"], slots["a"]
         counts["a"], counts["b"] = counts["b"], counts["a"]
     sentence = _choose([s for s in SENTENCES[meaning.relation] if set(re.findall(r"{(\w)}", s)) == set(slots)], rng)
@@ -195,7 +195,7 @@ def describe(meaning: Meaning, rng: random.Random) -> str:
 
 
 def _noun_phrase(thing: Thing, count: int, relation: str, rng: random.Random) -> str:
-    """Name a thing: always its colour and kind, its size and texture as often as a person would mention them."""
+    """Name an object by colour and kind, and now and then by size and texture, as a person would."""
     size = thing.size if rng.random() < 0.35 else None
     texture = thing.texture if rng.random() < (0.05 if thing.texture == "plain" else 0.6) else None
     nouns = (MOVING if relation in ACTIONS else {}).get(thing.kind) or {**SHAPES, **PROPS}[thing.kind]
@@ -214,7 +214,7 @@ def _noun_phrase(thing: Thing, count: int, relation: str, rng: random.Random) ->
 
 
 def _choose(wordings: Sequence[str], rng: random.Random) -> str:
-    """One of the wordings, the plainest first and most often: the share of the n-th is in proportion to 1 / n^2."""
+    """Choose a wording, the n-th in proportion to 1 / n^2: the plainest is first and most frequent."""
     return rng.choices(wordings, [1 / n**2 for n in range(1, len(wordings) + 1)])[0]
 
 
@@ -223,7 +223,7 @@ def _plural(noun: str) -> str:
 
 
 def _spoken(*tables: dict) -> dict:
-    """Invert tables of words: from a word to the value it stands for."""
+    """Invert tables of words, to map each word to its value."""
     return {word: value for table in tables for value, words in table.items() for word in words}
 
 
@@ -257,23 +257,23 @@ _SENTENCE_REGEXES = [
 
 
 def parse_caption(text: str) -> Meaning | None:
-    """What a sentence claims, or `None` if it is not a sentence of the language."""
+    """Parse a sentence; `None` if it is not one of the language."""
     return next(_readings(text), None)
 
 
 def _readings(text: str) -> Iterator[Meaning]:
-    """All ways to understand a sentence. The tests see to it that there is never more than one."""
+    """Yield all readings of a sentence. The tests hold that there is at most one."""
     text = " ".join(re.findall(r"\w+", text.lower()))
     for relation, regex in _SENTENCE_REGEXES:
         if match := regex.fullmatch(text):
             slots = {slot: _parse_noun_phrase(phrase) for slot, phrase in sorted(match.groupdict().items())}
-            # a group is one role, whatever stands in it
+            # a group is one role with all objects
             roles = (tuple(itertools.chain(*slots.values())),) if relation == "group" else tuple(slots.values())
             yield Meaning(relation, roles)
 
 
 def _parse_noun_phrase(phrase: str) -> tuple[Thing, ...]:
-    """The things that a noun phrase names: "two red circles" are two things."""
+    """Parse a noun phrase into its objects: "two red circles" are two."""
     match = next(match for regex in _PHRASE_REGEXES if (match := regex.fullmatch(phrase)))
     words = {slot: _READERS[slot][word] for slot, word in match.groupdict().items() if word}
     texture = words.get("texture") or words.get("pattern")
@@ -282,11 +282,13 @@ def _parse_noun_phrase(phrase: str) -> tuple[Thing, ...]:
 
 def is_correct(caption: str, scene: str | Meaning) -> bool:
     """
-    Whether a sentence is true of a scene and says all that matters: every participant with its colour and kind, how
-    many there are, and the relation or action. Size and texture may be left out, but not be wrong.
+    Return whether a sentence is true of a scene and complete.
+
+    It must name every object with its colour and kind, their numbers, and the relation or action. Size and texture may be
+    left out, but not be wrong.
 
     Args:
-        caption: any text; what cannot be parsed is not correct.
+        caption: any text; a text that cannot be parsed is not correct.
         scene: the `scene` of a picture of `shapes`.
     """
     claim = parse_caption(caption)
@@ -297,7 +299,7 @@ def is_correct(caption: str, scene: str | Meaning) -> bool:
 
 
 def _match(claimed: Sequence[Thing], present: Sequence[Thing]) -> bool:
-    """Whether the claimed things are the present ones, in some order."""
+    """Return whether the claimed objects are those of the scene, in some order."""
     if len(claimed) != len(present):
         return False
     return any(all(map(Thing.fits, claimed, order)) for order in itertools.permutations(present))
