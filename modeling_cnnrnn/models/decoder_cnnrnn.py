@@ -193,10 +193,10 @@ class CnnRnnDecoder(CnnRnnPreTrainedModel):
         if torch.compiler.is_compiling() or input_ids.numel() == 0:
             return
         low, high = input_ids.aminmax()
-        if low < 0 or high >= self.embed_tokens.num_embeddings:
+        if low < 0 or high >= self.config.vocab_size:
             raise ValueError(
                 f"`decoder_input_ids` or `labels` hold token {int(low if low < 0 else high)}, outside the vocabulary of "
-                f"{self.embed_tokens.num_embeddings}: use the tokenizer that the model was trained with."
+                f"{self.config.vocab_size}: use the tokenizer that the model was trained with."
             )
 
     @can_return_tuple

@@ -31,6 +31,7 @@ from .encoder_cnnrnn import CnnRnnEncoder
 from .generation_cnnrnn import CnnRnnGenerationMixin
 from .loss_cnnrnn import IGNORE_INDEX, cross_entropy_
 from .recurrence_cnnrnn import CnnRnnCache
+from .training_steps_cnnrnn import is_plain
 
 
 if TYPE_CHECKING:  # `save_pretrained` copies to the Hub each file that this one imports, and finds them by reading
@@ -322,7 +323,8 @@ class CnnRnnForConditionalGeneration(CnnRnnPreTrainedModel, CnnRnnGenerationMixi
             num_items = num_items.to(token_logits.device)
         token_logits = token_logits.to(torch.promote_types(token_logits.dtype, torch.float32))
         smoothing = self.config.label_smoothing if self.training and caption_weights is None else 0.0
-        if logits is None and not torch.compiler.is_compiling():  # a compiler merges the steps itself
+        # in place only where nothing else needs the logits; a compiler merges the steps itself
+        if logits is None and is_plain(self.lm_head, nn.Linear) and not torch.compiler.is_compiling():
             losses = cross_entropy_(token_logits, targets, smoothing)
         else:
             losses = F.cross_entropy(token_logits, targets, reduction="none", label_smoothing=smoothing)

@@ -61,3 +61,17 @@ def snapshot(module: nn.Module) -> dict[str, torch.Tensor]:
 
 def changed(before: dict[str, torch.Tensor], module: nn.Module) -> set[str]:
     return {name for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
+
+
+def train_a_little(model: nn.Module, pixel_values: torch.Tensor, labels: torch.Tensor):
+    """Take three steps, with an evaluation after each."""
+    model.train()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(pixel_values, labels=labels).loss.backward()
+        optimizer.step()
+        model.eval()
+        with torch.no_grad():
+            model(pixel_values, labels=labels)
+        model.train()
