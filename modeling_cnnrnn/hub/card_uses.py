@@ -13,7 +13,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from . import run_snippets
-from .remote_code import AUTO_MAP, CUSTOM_PIPELINES
 
 
 logger = logging.getLogger(__name__)
@@ -91,13 +90,12 @@ print(processor.batch_decode(model.generate(**inputs), skip_special_tokens=True)
 )
 
 
-def run_uses(repository: Path, repo_id: str | None, model: str, picture: Path | None) -> dict[str, Any]:
+def run_uses(repository: Path, model: str, picture: Path | None) -> dict[str, Any]:
     """
     Run the code of a card as somebody would who has the captioner and nothing else.
 
     Args:
         repository: folder of the captioner.
-        repo_id: the captioner's name on the Hub, `None` if it is not pushed.
         model: the captioner's name in the code that the card shows.
         picture: the picture to describe, by default a grey one.
 
@@ -109,7 +107,7 @@ def run_uses(repository: Path, repo_id: str | None, model: str, picture: Path | 
     """
     with TemporaryDirectory() as temporary:
         ours = Path(temporary) / "captioner"
-        _link_repository(repository, ours, is_pushed=repo_id is not None)
+        _link_repository(repository, ours)
         given = f"picture = {str(picture.resolve())!r}\n" if picture else GREY_PICTURE
         snippets = [(given + use.code.format(model=ours), use.needs_package) for use in USES]
         snippets.append((GREY_PICTURE + GREY.code.format(model=ours), GREY.needs_package))
@@ -144,18 +142,12 @@ def _run(snippets: Sequence[tuple[str, bool]], folder: str) -> list[tuple[str | 
     return json.loads(completed.stdout.splitlines()[-1])
 
 
-def _link_repository(repository: Path, ours: Path, is_pushed: bool) -> None:
-    """Link the captioner under a neutral name; `is_pushed` with the entries that a push adds to its configuration."""
+def _link_repository(repository: Path, ours: Path) -> None:
+    """Link the captioner under a neutral name."""
     ours.mkdir()
     for path in repository.iterdir():
         if path.is_file():
             (ours / path.name).symlink_to(path.resolve())
-    if is_pushed:
-        config = json.loads((repository / "config.json").read_text(encoding="utf-8"))
-        config["auto_map"] = config.get("auto_map", {}) | AUTO_MAP
-        config["custom_pipelines"] = CUSTOM_PIPELINES
-        (ours / "config.json").unlink()
-        (ours / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
 def _with_output(code: str, output: str) -> str:

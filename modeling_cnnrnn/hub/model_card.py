@@ -83,7 +83,7 @@ def write_model_card(
     with whole_folder(output_dir / PICTURES) as pictures:
         facts |= _add_pictures(folder, pictures)
         picture = pictures / Path(facts["first_picture"]).name if facts["first_picture"] else None
-        facts |= run_uses(repository, repo_id, redaction.model, picture)
+        facts |= run_uses(repository, redaction.model, picture)
         text = f"---\n{card_metadata(facts, tags or []).to_yaml()}\n---\n\n{_render(facts)}\n"
     write_text(output_dir / "README.md", text)
     return output_dir / "README.md"

@@ -17,7 +17,7 @@ from ..models.modeling_cnnrnn import CnnRnnForConditionalGeneration
 from ..models.processing_cnnrnn import CnnRnnProcessor
 from .model_card import write_model_card
 from .redaction import Redaction
-from .remote_code import AUTO_MAP, CUSTOM_PIPELINES, check_repository
+from .remote_code import check_repository
 
 
 # pushed beside model, processor and card
@@ -110,8 +110,6 @@ def stage_captioner(
     """
     folder, staged = Path(folder), Path(staged)
     model, processor = _load(folder)
-    model.config.auto_map = dict(AUTO_MAP)
-    model.config.custom_pipelines = CUSTOM_PIPELINES
     model.save_pretrained(staged, max_shard_size=max_shard_size)
     processor.save_pretrained(staged)
     check_repository(staged, model, processor)

@@ -13,17 +13,6 @@ from ..models.pipeline_cnnrnn import ImageToTextPipeline
 from ..models.processing_cnnrnn import CnnRnnProcessor
 
 
-# entries of config.json by which `from_pretrained` and `pipeline` find the code in the folder
-AUTO_MAP = {"AutoModel": "modeling_cnnrnn.CnnRnnModel"}  # `save_pretrained` adds the other classes
-CUSTOM_PIPELINES = {
-    "image-to-text": {
-        "impl": "pipeline_cnnrnn.ImageToTextPipeline",
-        "pt": [AutoModelForImageTextToText.__name__],
-        "type": "multimodal",
-    }
-}
-
-
 def check_repository(staged: str | Path, model: CnnRnnForConditionalGeneration, processor: CnnRnnProcessor) -> None:
     """
     Load a repository as a user without this package does, with the code that is in it.

@@ -16,7 +16,7 @@ from .configuration_cnnrnn import CnnRnnConfig
 class CnnRnnPreTrainedModel(PreTrainedModel):
     """Weights' initialisation, loading and saving, and the freezing of the CNN."""
 
-    config_class = CnnRnnConfig
+    config: CnnRnnConfig
     base_model_prefix = "model"
     main_input_name = "pixel_values"
     input_modalities = ("image", "text")

@@ -7,6 +7,9 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 
+DEFAULT_MAX_LENGTH = 32  # of a sentence, in tokens with the start and the end
+
+
 @strict
 class CnnRnnConfig(PreTrainedConfig):
     r"""
@@ -159,4 +162,4 @@ class CnnRnnConfig(PreTrainedConfig):
             )
 
 
-__all__ = ["CnnRnnConfig"]
+__all__ = ["DEFAULT_MAX_LENGTH", "CnnRnnConfig"]

@@ -11,8 +11,6 @@ The decoders are those of Show and Tell (https://arxiv.org/abs/1411.4555), Show,
 (https://arxiv.org/abs/1502.03044) and Deep Visual-Semantic Alignments (https://arxiv.org/abs/1412.2306).
 """
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -25,17 +23,13 @@ from transformers.modeling_outputs import (
 from transformers.utils import can_return_tuple
 
 from .base_cnnrnn import CnnRnnPreTrainedModel, align_weights
-from .configuration_cnnrnn import CnnRnnConfig
+from .configuration_cnnrnn import DEFAULT_MAX_LENGTH, CnnRnnConfig
 from .decoder_cnnrnn import CnnRnnDecoder
 from .encoder_cnnrnn import CnnRnnEncoder
 from .generation_cnnrnn import CnnRnnGenerationMixin
 from .loss_cnnrnn import IGNORE_INDEX, cross_entropy_
 from .recurrence_cnnrnn import CnnRnnCache
 from .training_steps_cnnrnn import is_plain
-
-
-if TYPE_CHECKING:  # `save_pretrained` copies to the Hub each file that this one imports, and finds them by reading
-    from .pipeline_cnnrnn import ImageToTextPipeline  # noqa: F401
 
 
 class CnnRnnModel(CnnRnnPreTrainedModel):
@@ -141,10 +135,8 @@ class CnnRnnForConditionalGeneration(CnnRnnPreTrainedModel, CnnRnnGenerationMixi
         super().__init__(config)
         self.model = CnnRnnModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
-        # the name of the class selects a loss that shifts the labels, which are shifted already
-        self.loss_type = "ForMaskedLM"
         self.post_init()
-        self.generation_config.max_length = 32
+        self.generation_config.max_length = DEFAULT_MAX_LENGTH
         never_written = (config.pad_token_id, config.bos_token_id, config.unk_token_id)
         self.generation_config.suppress_tokens = [token for token in never_written if token is not None] or None
 
@@ -177,6 +169,23 @@ class CnnRnnForConditionalGeneration(CnnRnnPreTrainedModel, CnnRnnGenerationMixi
         encoder.train(model.training)
         model.config.encoder.dtype = None  # the captioner has one dtype, its own
         return model.eval()
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """
+        Save as transformers does, and the code: with the processor saved beside it, the folder is a whole repository.
+
+        `AutoModel`, `AutoModelForImageTextToText` and `pipeline("image-to-text")` load it with `trust_remote_code=True`
+        where this package is not installed.
+        """
+        # `super` copies the files that this one imports, in functions too; imported above, it would slow down every start
+        from .pipeline_cnnrnn import CUSTOM_PIPELINES
+
+        self.config.auto_map = {
+            **(getattr(self.config, "auto_map", None) or {}),
+            "AutoModel": "modeling_cnnrnn.CnnRnnModel",
+        }
+        self.config.custom_pipelines = CUSTOM_PIPELINES
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     def get_input_embeddings(self):
         return self.model.get_input_embeddings()

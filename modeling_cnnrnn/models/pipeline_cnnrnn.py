@@ -13,8 +13,19 @@ import transformers
 from PIL import Image
 from transformers import Pipeline
 
+from .generation_cnnrnn import sentence_mask
 from .image_loading_cnnrnn import load_image
 from .processing_cnnrnn import CnnRnnProcessor
+
+
+# the entry of config.json by which `transformers.pipeline` finds the class below in a repository
+CUSTOM_PIPELINES = {
+    "image-to-text": {
+        "impl": "pipeline_cnnrnn.ImageToTextPipeline",
+        "pt": ["AutoModelForImageTextToText"],
+        "type": "multimodal",
+    }
+}
 
 
 class ImageToTextPipeline(Pipeline):
@@ -155,10 +166,9 @@ class ImageToTextPipeline(Pipeline):
             output.sequences, output.logits, getattr(output, "beam_indices", None), normalize_logits=True
         )
         config = generate_kwargs.get("generation_config") or self.model.generation_config
-        end = torch.tensor(generate_kwargs.get("eos_token_id", config.eos_token_id), device=log_probabilities.device)
-        is_end = torch.isin(output.sequences[:, -log_probabilities.shape[1] :], end)
-        is_padding = is_end.cumsum(dim=1) > is_end.int()
-        return log_probabilities.masked_fill(is_padding, 0).sum(dim=1)
+        eos_token_id = generate_kwargs.get("eos_token_id", config.eos_token_id)
+        mask = sentence_mask(output.sequences[:, -log_probabilities.shape[1] :], eos_token_id)
+        return log_probabilities.masked_fill(~mask, 0).sum(dim=1)
 
     def postprocess(self, model_outputs):
         texts = self.processor.batch_decode(model_outputs["sequences"].flatten(0, 1), skip_special_tokens=True)
@@ -188,4 +198,4 @@ def pipeline(task: str | None = None, model: Any = None, **kwargs) -> Pipeline:
     return transformers.pipeline(task, model=model, **kwargs)
 
 
-__all__ = ["ImageToTextPipeline", "pipeline"]
+__all__ = ["CUSTOM_PIPELINES", "ImageToTextPipeline", "pipeline"]

@@ -185,7 +185,7 @@ def features_fingerprint(
     # a captioner that was saved and loaded computes the same, though its settings say where they came from
     without = ("_name_or_path", "dtype", "auto_map")
     encoder_config, preprocessing = (
-        {key: value for key, value in settings.to_dict().items() if key not in without}
+        {key: value for key, value in settings.to_dict().items() if key not in without}  # type: ignore[union-attr]
         for settings in (model.config.encoder, processor.image_processor)
     )
     settings = [

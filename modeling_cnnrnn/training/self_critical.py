@@ -214,8 +214,8 @@ class SelfCritical:
         regions = model.get_encoder()(**inputs, return_dict=True).last_hidden_state
         regions = regions.repeat_interleave(self.num_samples, dim=0)
         max_length = self.max_length if self.max_length is not None else model.generation_config.max_length
-        words = torch.full((len(regions), 1), model.config.decoder_start_token_id, device=regions.device)
-        sequences = words.new_full((len(regions), max_length - 1), model.config.pad_token_id)
+        words = torch.full((len(regions), 1), model.config.decoder_start_token_id, device=regions.device)  # type: ignore[arg-type]
+        sequences = words.new_full((len(regions), max_length - 1), model.config.pad_token_id)  # type: ignore[arg-type]
         rows = torch.arange(len(regions), device=regions.device)  # samples that have not ended
         cache = CnnRnnCache()
         for step in range(max_length - 1):

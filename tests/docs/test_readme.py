@@ -12,11 +12,10 @@ import transformers
 from PIL import Image
 from support import hub_user
 from support.local_hub import LocalHub
-from support.paths import ROOT, TRAVELLING
+from support.paths import ROOT
 from support.repositories import fork_jobs, make_model, save
 
 from modeling_cnnrnn import CnnRnnForConditionalGeneration, CnnRnnProcessor
-from modeling_cnnrnn.hub.remote_code import AUTO_MAP, CUSTOM_PIPELINES
 
 
 README, OF_EXAMPLES = ((ROOT / path).read_text(encoding="utf-8") for path in ("README.md", "examples/README.md"))
@@ -93,10 +92,6 @@ def test_code_for_who_has_the_package_writes_the_sentence(folder, name):
 def test_code_for_who_has_transformers_alone_writes_the_sentence(folder):
     captioner = folder / "outputs/shapes"
     files = {path.name: path.read_bytes() for path in captioner.iterdir()}
-    files |= {path.name: path.read_bytes() for path in TRAVELLING}
-    config = json.loads(files["config.json"])
-    config |= {"auto_map": config["auto_map"] | AUTO_MAP, "custom_pipelines": CUSTOM_PIPELINES}
-    files["config.json"] = json.dumps(config).encode()
     with LocalHub(folder / "hub") as hub:
         hub.create_repository("model", "user/name", files)
         jobs = {name: ["caption_of", {"codes": codes, "picture": PICTURE}] for name, codes in STRANGERS.items()}

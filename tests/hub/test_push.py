@@ -20,8 +20,8 @@ from modeling_cnnrnn import (
     CnnRnnProcessor,
     build_tokenizer,
 )
-from modeling_cnnrnn.hub import push as pushing
 from modeling_cnnrnn.hub.push import push_captioner
+from modeling_cnnrnn.models import pipeline_cnnrnn
 
 
 def test_a_push_is_a_whole_repository_in_one_commit(shared_hub, pushed):
@@ -113,7 +113,7 @@ def test_a_name_alone_is_one_of_the_user(hub, push_staged):
 
 
 def test_a_repository_that_does_not_load_is_not_sent(hub, trained, client):
-    client.setattr(pushing, "CUSTOM_PIPELINES", {"image-to-text": {"impl": "pipeline_cnnrnn.Nothing"}})
+    client.setattr(pipeline_cnnrnn, "CUSTOM_PIPELINES", {"image-to-text": {"impl": "pipeline_cnnrnn.Nothing"}})
     with pytest.raises(ValueError, match=r"does not load, and is not pushed: .*Nothing"):
         push_captioner(trained, "me/broken")
     assert "me/broken" not in hub.store.names("model")

@@ -3,6 +3,9 @@
 import pytest
 import torch
 from safetensors import safe_open
+from support import hub_user
+from support.local_hub import LocalHub
+from support.repositories import fork_jobs
 from support.tiny_models import changed, snapshot
 from torch import nn
 from torch.testing import assert_close
@@ -13,7 +16,7 @@ from transformers import (
     ResNetModel,
 )
 
-from modeling_cnnrnn import CnnRnnForConditionalGeneration, CnnRnnModel
+from modeling_cnnrnn import CnnRnnForConditionalGeneration, CnnRnnModel, ImageToTextPipeline
 
 
 @torch.no_grad()
@@ -119,3 +122,28 @@ def test_from_encoder_pretrained_lets_options_win_over_the_tokenizer(tiny_encode
     ResNetModel(tiny_encoder_config).save_pretrained(tmp_path)
     model = CnnRnnForConditionalGeneration.from_encoder_pretrained(tmp_path, tokenizer=tiny_tokenizer, vocab_size=64)
     assert model.lm_head.out_features == 64
+
+
+def test_a_saved_captioner_is_a_whole_repository(tiny_model, tiny_processor, tmp_path):
+    captioner = tmp_path / "captioner"
+    tiny_model.save_pretrained(captioner)
+    tiny_processor.save_pretrained(captioner)
+    options = {"repository": str(captioner), "trust_remote_code": True}
+    jobs = {
+        "auto": ["auto_classes", options],
+        "task": ["piped", {"task": "image-to-text", **options}],
+        "no task": ["piped", {"task": None, **options}],
+    }
+    with LocalHub(tmp_path / "hub") as hub:  # for a process of its own, without this package
+        answers = fork_jobs(hub, tmp_path, jobs)
+    picture = hub_user.picture()
+    records = ImageToTextPipeline(tiny_model, processor=tiny_processor, device="cpu")(picture)
+    assert answers["task"] == answers["no task"] == ["transformers_modules", records]
+    assert answers["auto"]["sentence"] == records[0]["generated_text"]
+    assert answers["auto"]["classes"] == [
+        "CnnRnnConfig",
+        "CnnRnnProcessor",
+        "CnnRnnForConditionalGeneration",
+        "CnnRnnModel",
+    ]
+    assert set(answers["auto"]["modules"]) == {"transformers_modules"}
