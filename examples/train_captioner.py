@@ -28,7 +28,7 @@ from accelerate.utils import set_seed
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from modeling_cnnrnn.cli.arguments import parse_arguments
-from modeling_cnnrnn.cli.errors import user_errors
+from modeling_cnnrnn.cli.errors import RESUME_TRAINING, user_errors
 from modeling_cnnrnn.data.shapes import scenes_of
 from modeling_cnnrnn.data.shapes.language import checker
 from modeling_cnnrnn.hub.push import push_captioner
@@ -105,5 +105,5 @@ def main():
 
 if __name__ == "__main__":
     logging.basicConfig(format="%(message)s")
-    with user_errors(), logging_redirect_tqdm():  # lines of the log go above the bar
+    with user_errors(RESUME_TRAINING), logging_redirect_tqdm():  # lines of the log go above the bar
         main()

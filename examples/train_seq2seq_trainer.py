@@ -25,7 +25,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_cnnrnn import CnnRnnConfig, CnnRnnForConditionalGeneration, CnnRnnProcessor, build_tokenizer
 from modeling_cnnrnn.cli.arguments import parse_arguments
-from modeling_cnnrnn.cli.errors import user_errors
+from modeling_cnnrnn.cli.errors import RESUME_TRAINING, user_errors
 from modeling_cnnrnn.data.batching import CaptionDataset, collate_captions
 from modeling_cnnrnn.data.loading import check_images, load_caption_dataset, split_dataset
 from modeling_cnnrnn.metrics import caption_metrics
@@ -163,7 +163,7 @@ def main():
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         ids = torch.from_numpy(prediction.predictions)
         texts = processor.batch_decode(ids.masked_fill(ids < 0, tokenizer.pad_token_id), skip_special_tokens=True)
-        scores = caption_metrics(dict(enumerate(texts)), references, ["bleu", "rouge", "cider"])
+        scores = caption_metrics(texts, [references[row] for row in range(len(texts))], ["bleu", "rouge", "cider"])
         return {name: value for name, value in scores.items() if value is not None}
 
     lengths = {"max_length": data_args.max_caption_length, "seed": args.seed}
@@ -187,5 +187,5 @@ def main():
 
 
 if __name__ == "__main__":
-    with user_errors():
+    with user_errors(RESUME_TRAINING):
         main()

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import import_module
 from io import BytesIO
@@ -64,7 +64,7 @@ def parse_args():
 
 
 def take_turns(
-    functions: dict[str, Callable], num_rounds: int, clock: Callable = time.process_time
+    functions: Mapping[str, Callable], num_rounds: int, clock: Callable = time.process_time
 ) -> dict[str, float]:
     """The median time of each function; the first round warms up and does not count."""
     times: dict[str, list[float]] = {name: [] for name in functions}
@@ -155,7 +155,7 @@ class PerStepCaptioner(nn.Module):
             state = self.cell(image)
         is_token = labels != IGNORE_INDEX
         words = torch.full_like(labels[:, 0], 1)
-        loss = 0.0
+        loss = torch.zeros(())
         for step in range(labels.shape[1]):
             inputs = self.words(words)
             if self.has_attention:
@@ -290,7 +290,7 @@ def measure_step(args, model: CnnRnnForConditionalGeneration, plain: PerStepCapt
     # 2. The ways, and the matrix products that none can do without
     products = matrix_products(model.config, labels)
     square = torch.randn(1024, 1024)
-    ways = {
+    ways: dict[str, Callable] = {
         "ours": partial(take_step, model, labels, image_features=image_features),
         "plain": partial(take_step, plain, labels, image_features=image_features),
         "products": run_products(products),

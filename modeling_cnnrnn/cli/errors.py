@@ -1,24 +1,38 @@
-"""A user's mistake ends a script with one sentence."""
+"""End a command or a script with one sentence where a user has made a mistake."""
 
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from huggingface_hub.errors import StrictDataclassError
-from huggingface_hub.utils import httpx
+
+RESUME_TRAINING = "Stopped. Run the same command with --resume_from_checkpoint latest to resume."
+RUN_AGAIN = "Stopped. Run the same command again to resume."
 
 
 @contextmanager
-def user_errors() -> Iterator[None]:
+def user_errors(on_interrupt: str = "Stopped.") -> Iterator[None]:
     """
-    Print what a user can mend as one sentence and leave with exit status 1; with `CNNRNN_DEBUG=1` show where it came from.
+    Print an error that the user can correct as one sentence and exit with status 1; `CNNRNN_DEBUG=1` shows its traceback.
+
+    Args:
+        on_interrupt: sentence for Ctrl-C: how this command is resumed.
     """
     try:
         yield
-    except (ValueError, OSError, ImportError, StrictDataclassError, httpx.TransportError) as error:
-        if os.environ.get("CNNRNN_DEBUG"):
+    except BrokenPipeError:  # `cnnrnn caption photographs | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        if os.environ.get("CNNRNN_DEBUG") or not _is_users(error):
             raise
         sys.exit(f"Error: {error}")
     except KeyboardInterrupt:
-        sys.exit("Stopped. Run the same command with --resume_from_checkpoint latest to go on.")
+        sys.exit(on_interrupt)
+
+
+def _is_users(error: Exception) -> bool:
+    from huggingface_hub.errors import StrictDataclassError
+    from huggingface_hub.utils import httpx
+
+    return isinstance(error, (ValueError, OSError, ImportError, StrictDataclassError, httpx.TransportError))

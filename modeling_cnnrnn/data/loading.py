@@ -105,6 +105,23 @@ def load_dataset_from(arguments: DatasetArguments) -> DatasetDict:
     return load_caption_dataset(**options)
 
 
+def load_split(arguments: DatasetArguments, split: str, max_samples: int | None = None) -> Dataset:
+    """
+    Load one split of the dataset that the options of a script or command name.
+
+    Args:
+        max_samples: the number of images to keep at most, the first ones.
+
+    Raises:
+        ValueError: there is no such split, or [`load_caption_dataset`] cannot read the dataset.
+    """
+    splits = load_dataset_from(arguments)
+    if split not in splits:
+        raise ValueError(f"`split` is '{split}', but the dataset has the splits {list(splits)}.")
+    rows = splits[split]
+    return rows.select(range(min(len(rows), max_samples or len(rows))))
+
+
 def references_by_image(dataset: Dataset) -> dict[str, list[str]]:
     """Gather the captions of every image, in the order of the images. No image is decoded."""
     captions = defaultdict(list)

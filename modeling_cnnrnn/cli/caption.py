@@ -1,0 +1,183 @@
+"""`cnnrnn caption`: sentences about images, folders and URLs, or about each image of a dataset."""
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from ..evaluation.arguments import CaptionDatasetArguments, CaptionImagesArguments, GenerationArguments
+from .arguments import parse_arguments
+from .errors import RUN_AGAIN, user_errors
+
+
+DESCRIPTION = """
+Write sentences about images: files, URLs, and folders with all images below them.
+
+    cnnrnn caption photo.jpg --model_name_or_path user/captioner
+    cnnrnn caption photographs/ --model_name_or_path outputs/mine --output captions.csv
+
+Standard output has the sentence, and nothing else; for several images `name: sentence` lines. The exit status is 1 if
+an image could not be read. To caption a dataset:
+
+    cnnrnn caption --dataset_name user/photographs --model_name_or_path user/captioner --output_dir outputs/captioned
+    cnnrnn caption --dataset_name user/photographs --help
+"""
+DATASET_DESCRIPTION = """
+Write sentences about each image of a dataset, of the Hub or a folder, with or without captions of its own.
+
+    cnnrnn caption --dataset_name user/photographs --model_name_or_path user/captioner --output_dir outputs/captioned
+
+The output folder is a dataset with the old columns and generated_text; score, its log-probability; image_error, why
+there is no sentence. A run that was stopped resumes with the same command.
+On several GPUs: accelerate launch -m modeling_cnnrnn caption --dataset_name ...
+"""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the command with the words of the command line after `cnnrnn caption`."""
+    program = "cnnrnn caption"
+    if _names_dataset(arguments):
+        from tqdm.contrib.logging import logging_redirect_tqdm
+
+        with user_errors(RUN_AGAIN), logging_redirect_tqdm():  # lines of the log go above the bar
+            kinds: list[Any] = [CaptionDatasetArguments, GenerationArguments]
+            caption_dataset(*parse_arguments(kinds, DATASET_DESCRIPTION, arguments, program))
+    else:
+        with user_errors():
+            status = caption_files(
+                *parse_arguments([CaptionImagesArguments, GenerationArguments], DESCRIPTION, arguments, program)
+            )
+        sys.exit(status)
+
+
+def _names_dataset(words: Sequence[str]) -> bool:
+    """Whether the options, or those of a recipe, name a dataset."""
+    if words and words[0].endswith(".json"):
+        try:
+            with open(words[0], encoding="utf-8") as file:
+                if "dataset_name" in json.load(file):
+                    return True
+        except (OSError, ValueError):  # the parser names the error
+            pass
+    return any(word.partition("=")[0].replace("-", "_") == "__dataset_name" for word in words)
+
+
+def caption_files(args: CaptionImagesArguments, generation: GenerationArguments) -> int:
+    """
+    Print sentences about images.
+
+    Returns:
+        The exit status: 1 if an image could not be read.
+
+    Raises:
+        ValueError: the options do not fit.
+        OSError: an image or the captioner is not there.
+    """
+    import torch
+    import transformers
+    from tqdm.auto import tqdm
+
+    from ..evaluation.image_captions import caption_images, check_table, find_images, write_table
+    from ..models.modeling_cnnrnn import CnnRnnForConditionalGeneration
+    from ..models.processing_cnnrnn import CnnRnnProcessor
+
+    transformers.logging.disable_progress_bar()  # loading the weights takes no time
+    transformers.set_seed(generation.seed)
+    if args.output is not None:
+        check_table(args.output)
+    sources = find_images(args.images)
+    processor = CnnRnnProcessor.from_pretrained(args.model_name_or_path, revision=args.model_revision)
+    model = CnnRnnForConditionalGeneration.from_pretrained(args.model_name_or_path, revision=args.model_revision)
+    model = model.to(args.device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+
+    rows, unreadable = [], []
+    written = caption_images(
+        model, processor, sources, args.batch_size, generation.prompt, **generation.generate_kwargs()
+    )
+    is_one = len(sources) == 1
+    for item in tqdm(written, "Captions", len(sources), unit="image", file=sys.stderr, disable=is_one):
+        for caption in item.captions:
+            rows.append({"file_name": item.source, "caption": caption})
+            tqdm.write(caption if is_one else f"{item.source}: {caption}", file=sys.stdout)
+        if item.error is not None:
+            unreadable.append(item)
+            tqdm.write(f"{item.source} could not be read: {item.error}", file=sys.stderr)
+    if args.output is not None:
+        write_table(args.output, rows)
+    if args.output is not None or (unreadable and not is_one):
+        done = f"{len(sources) - len(unreadable)} of {len(sources)} images are captioned"
+        print(f"{done}: {args.output}" if args.output else f"{done}.", file=sys.stderr)
+    return 1 if unreadable else 0
+
+
+def caption_dataset(args: CaptionDatasetArguments, generation: GenerationArguments) -> None:
+    """
+    Caption a dataset as the options say, and leave it in the output folder.
+
+    Raises:
+        ValueError: the options do not fit each other, the dataset or the output folder.
+        OSError: the dataset or the captioner is not there.
+    """
+    import logging
+    import time
+    from datetime import timedelta
+    from pathlib import Path
+
+    import datasets
+    import torch
+    import transformers
+    from accelerate import Accelerator, InitProcessGroupKwargs
+    from tqdm.auto import tqdm
+
+    from ..evaluation.dataset_captions import caption_parts, find_missing_parts, load_image_rows
+    from ..hub.push_dataset import check_dataset_options, finish_dataset
+    from ..models.modeling_cnnrnn import CnnRnnForConditionalGeneration
+    from ..models.pipeline_cnnrnn import ImageToTextPipeline
+    from ..models.processing_cnnrnn import CnnRnnProcessor
+
+    logging.basicConfig(format="%(message)s")
+    logger = logging.getLogger(__name__)
+    accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # or several processes would not find each other on a CPU
+        mixed_precision=args.mixed_precision,
+        # processes wait for the first to have read the dataset, and at the end for the slowest
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))],
+    )
+    logging.getLogger("modeling_cnnrnn").setLevel(logging.INFO if accelerator.is_main_process else logging.ERROR)
+    transformers.logging.disable_progress_bar()  # loading the weights takes no time
+    if not accelerator.is_main_process:
+        datasets.disable_progress_bars()
+    check_dataset_options(args, generation)
+    output_dir = Path(args.output_dir)
+
+    with accelerator.main_process_first():
+        rows = load_image_rows(args, generation.num_return_sequences)
+    sizes = ", ".join(f"{split} ({len(split_rows)} rows)" for split, split_rows in rows.splits.items())
+    logger.info("%s: images from `%s`; %s.", args.dataset_name, rows.column, sizes)
+
+    revision = {"revision": args.model_revision}
+    processor = CnnRnnProcessor.from_pretrained(args.model_name_or_path, **revision)
+    model = CnnRnnForConditionalGeneration.from_pretrained(args.model_name_or_path, dtype=torch.float32, **revision)
+    captioner = ImageToTextPipeline(model.eval(), processor, device=accelerator.device)
+
+    missing = find_missing_parts(output_dir, rows, captioner, args, generation, accelerator)
+    if done := len(rows.parts(args.rows_per_part)) - len(missing):
+        logger.info("%d of %d parts are there already.", done, done + len(missing))
+    mine = missing[accelerator.process_index :: accelerator.num_processes]
+
+    started = time.perf_counter()
+    share = f", process 1 of {accelerator.num_processes}" if accelerator.num_processes > 1 else ""
+    total = sum(part.last - part.first for part in mine)
+    bar = tqdm(desc=f"Captions{share}", total=total, unit="image", disable=not accelerator.is_main_process)
+    datasets.disable_progress_bars()  # from here on it would show one for each small file
+    for num_rows in caption_parts(output_dir, rows, mine, captioner, args, generation, accelerator):
+        bar.update(num_rows)
+    bar.close()
+    accelerator.wait_for_everyone()
+    if not accelerator.is_main_process:
+        return
+
+    if missing:
+        seconds, num_rows = time.perf_counter() - started, sum(part.last - part.first for part in missing)
+        logger.info("%d rows in %.0f s, %.1f images per second.", num_rows, seconds, num_rows / seconds)
+    finish_dataset(output_dir, rows, args, generation, accelerator)

@@ -1,0 +1,167 @@
+"""Options of evaluating a captioner and of captioning images, folders and datasets. Light to import."""
+
+from dataclasses import dataclass, field
+
+from ..data.arguments import DatasetArguments
+
+
+@dataclass
+class EvaluationArguments(DatasetArguments):
+    """Options of an evaluation: the captioner, the dataset, the way to generate, the metrics."""
+
+    model_name_or_path: str = field(kw_only=True, metadata={"help": "Captioner to score, of the Hub or a folder."})
+    model_revision: str = field(default="main", metadata={"help": "Commit, tag or branch of the captioner."})
+    split: str = field(default="test", metadata={"help": "Split to evaluate on."})
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "Evaluate on this many images of the split at most."}
+    )
+    features_cache_dir: str | None = field(
+        default=None, metadata={"help": "Folder to keep the image features in, or where a training has kept them."}
+    )
+    output_dir: str = field(default="outputs/evaluation", metadata={"help": "Folder of the results."})
+    metrics: list[str] = field(
+        default_factory=lambda: ["bleu", "rouge", "cider"],
+        metadata={"help": "Metrics to compute: bleu, rouge, cider; meteor and spice need Java."},
+    )
+    num_beams: list[int] = field(
+        default_factory=lambda: [1], metadata={"help": "One or several beam sizes; 1 is greedy search."}
+    )
+    max_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Longest sentence to generate, in tokens with the start token; as in the captioner's generation "
+            "config by default."
+        },
+    )
+    length_penalty: float = field(
+        default=1.0,
+        metadata={"help": "Exponent of the length in a beam's score: larger values favour longer sentences."},
+    )
+    no_repeat_ngram_size: int = field(
+        default=0, metadata={"help": "Length of the n-grams that a sentence may not repeat; 0 allows all."}
+    )
+    per_device_eval_batch_size: int = field(default=50, metadata={"help": "Images in a batch on each device."})
+    dataloader_num_workers: int = field(default=0, metadata={"help": "Processes that read images."})
+    gallery_size: int = field(default=200, metadata={"help": "Pictures on the page gallery.html; 0 writes no page."})
+    mixed_precision: str = field(default="no", metadata={"help": "Precision of the computation: no, bf16 or fp16."})
+    seed: int = field(default=42, metadata={"help": "Seed of all random numbers."})
+
+    def generation(self) -> list[dict]:
+        """The arguments of `generate` for each beam size."""
+        options = {"length_penalty": self.length_penalty, "no_repeat_ngram_size": self.no_repeat_ngram_size}
+        if self.max_length is not None:
+            options["max_length"] = self.max_length
+        return [{"num_beams": num_beams} | options for num_beams in self.num_beams]
+
+
+@dataclass
+class GenerationArguments:
+    """How sentences are generated."""
+
+    num_beams: int = field(default=3, metadata={"help": "Beams of the search; 1 is greedy search."})
+    num_return_sequences: int = field(default=1, metadata={"help": "Sentences for each image, best first."})
+    max_new_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "Longest sentence to generate, in tokens; as in the captioner's generation config by default."
+        },
+    )
+    do_sample: bool = field(default=False, metadata={"help": "Sample sentences instead of searching for the best."})
+    temperature: float = field(default=1.0, metadata={"help": "Divisor of the logits in sampling."})
+    top_p: float = field(
+        default=1.0, metadata={"help": "Sample from the most probable words whose probabilities add up to this."}
+    )
+    prompt: str = field(default="", metadata={"help": "Text that each sentence begins with, such as 'a photo of'."})
+    seed: int = field(default=42, metadata={"help": "Seed of the samples."})
+
+    def generate_kwargs(self) -> dict:
+        """The arguments of `generate`."""
+        options: dict = {"num_return_sequences": self.num_return_sequences}
+        if self.max_new_tokens is not None:
+            options["max_new_tokens"] = self.max_new_tokens
+        if self.do_sample:
+            return options | {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
+        return options | {"num_beams": max(self.num_beams, self.num_return_sequences)}
+
+
+@dataclass
+class CaptionImagesArguments:
+    """Images to caption, and the captioner."""
+
+    images: list[str] = field(
+        metadata={"help": "Files, URLs, and folders with all images below them.", "positional": True}
+    )
+    model_name_or_path: str = field(metadata={"help": "Captioner to use, a repository of the Hub or a folder."})
+    model_revision: str = field(default="main", metadata={"help": "Commit, tag or branch of the captioner."})
+    output: str | None = field(
+        default=None, metadata={"help": "Table to write the sentences to, a .csv, .jsonl or .parquet file."}
+    )
+    batch_size: int = field(default=16, metadata={"help": "Images in a batch."})
+    device: str | None = field(
+        default=None, metadata={"help": "Device of the captioner, such as cpu or cuda:1; a GPU if there is one."}
+    )
+
+
+@dataclass
+class CaptionDatasetArguments:
+    """Dataset to caption, the captioner, and the dataset that is written."""
+
+    model_name_or_path: str = field(metadata={"help": "Captioner to use, a repository of the Hub or a folder."})
+    dataset_name: str = field(
+        metadata={"help": "Dataset of the Hub, folder, or COCO or Karpathy JSON file; several with commas."}
+    )
+    model_revision: str = field(default="main", metadata={"help": "Commit, tag or branch of the captioner."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a dataset of the Hub."})
+    dataset_revision: str | None = field(default=None, metadata={"help": "Commit, tag or branch of the dataset."})
+    data_dir: str | None = field(
+        default=None, metadata={"help": "Folder inside the dataset that is read, as in datasets.load_dataset."}
+    )
+    image_dir: str | None = field(
+        default=None, metadata={"help": "Folder of the images, for a dataset that only names them."}
+    )
+    image_column: str | None = field(default=None, metadata={"help": "Column of the images; inferred by default."})
+    split: str | None = field(default=None, metadata={"help": "Split to caption; all by default."})
+    max_predict_samples: int | None = field(
+        default=None, metadata={"help": "Caption this many rows of each split at most."}
+    )
+    keep_columns: list[str] | None = field(
+        default=None, metadata={"help": "Columns of the dataset to write beside the sentences; all by default."}
+    )
+    output_dir: str = field(default="outputs/captioned", metadata={"help": "Folder of the dataset that is written."})
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Remove the sentences of an earlier run."})
+    rows_per_part: int = field(
+        default=256, metadata={"help": "Rows of a Parquet file; a process that is killed loses one file at most."}
+    )
+    per_device_eval_batch_size: int = field(default=16, metadata={"help": "Images in a batch on each device."})
+    dataloader_num_workers: int = field(default=0, metadata={"help": "Processes that read images."})
+    mixed_precision: str = field(default="no", metadata={"help": "Precision of the computation: no, bf16 or fp16."})
+    push_to_hub: bool = field(default=False, metadata={"help": "Push the written dataset to the Hub."})
+    hub_dataset_id: str | None = field(
+        default=None, metadata={"help": "Dataset on the Hub, user/name; the output folder's name by default."}
+    )
+    hub_private_repo: bool | None = field(
+        default=None, metadata={"help": "Whether a repository that is created here is private."}
+    )
+    hub_revision: str | None = field(
+        default=None, metadata={"help": "Branch to push to, created if it does not exist; main by default."}
+    )
+
+
+@dataclass
+class ScoreArguments:
+    """Captions to score and their references."""
+
+    results: str = field(metadata={"help": 'File of the captions, [{"image_id": 1, "caption": "..."}, ...].'})
+    references: str = field(metadata={"help": 'File of the references, {"images": [...], "annotations": [...]}.'})
+    metrics: list[str] = field(
+        default_factory=lambda: ["bleu", "rouge", "cider"],
+        metadata={"help": "Metrics to compute: bleu, rouge, cider; meteor and spice need Java."},
+    )
+    training_captions: str | None = field(
+        default=None, metadata={"help": "File of the training set's references, to count captions that are not in it."}
+    )
+    subset: bool = field(default=False, metadata={"help": "Score only the images that have a caption."})
+    timeout: float = field(default=1800.0, metadata={"help": "Seconds that METEOR and SPICE may take, each."})
+    output: str | None = field(
+        default=None, metadata={"help": "File of all scores; <name>_scores.json beside the results by default."}
+    )
