@@ -1,8 +1,8 @@
 """
-A page of pictures with the sentences that a model wrote about them: one HTML file that needs nothing else.
+Write a page of pictures with their generated captions: one HTML file that needs no other.
 
-Pictures are thumbnails inside the file. An attention map is a small veil over its picture, dark where the model does
-not look, so that a sentence of twelve words costs one picture and twelve tiny images.
+Pictures are thumbnails inside the file. An attention map is a small veil over its picture, dark where the attention is low,
+so that a caption of twelve words costs one picture and twelve tiny images.
 """
 
 import base64
@@ -15,9 +15,10 @@ from pathlib import Path
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ..files import write_text
+from ..models.image_loading_cnnrnn import load_image
 
 
 VEIL_SIZE = 32  # pixels of an attention map in the page, whatever the CNN's grid
@@ -27,19 +28,19 @@ VEIL_OPACITY = 0.82
 @dataclass
 class GalleryRow:
     """
-    One picture and what a model wrote about it.
+    One picture with its captions.
 
     Args:
         image: the picture, of any size and mode.
         caption: the generated sentence.
-        references: what people wrote.
-        log_probs: natural logarithm of the probability of each generated token, the end token included.
-        is_correct: whether the sentence is right, where that is known.
-        attentions: `(num_words, height, width)`, where the model looked while it wrote each word; maps of further tokens,
-            such as the end, are left out.
+        references: the reference captions.
+        log_probs: log-probability of each generated token in nats, end token included.
+        is_correct: whether the caption is true, where that is known.
+        attentions: attention map of each word, `(num_words, height, width)`; maps of further tokens, such as the end,
+            are left out.
         name: file name or id.
-        words: what `log_probs` and `attentions` belong to, if not the words of `caption`: a tokenizer may make two tokens
-            of "man's".
+        words: the tokens of `log_probs` and `attentions`, where they are not the words of `caption`: a tokenizer may make
+            two tokens of "man's".
     """
 
     image: Image.Image
@@ -60,7 +61,7 @@ def write_gallery(
     thumbnail_size: int = 256,
 ) -> Path:
     """
-    Write the page. A reader of `path` sees the old file or the new one, never a part of it.
+    Write the page, whole or not at all.
 
     Args:
         path: the HTML file.
@@ -84,9 +85,9 @@ def write_gallery(
 
 
 def _prepare(row: GalleryRow, thumbnail_size: int) -> dict:
-    """What the template shows of a row."""
-    image = _flatten(row.image)
-    # drawn pictures are smaller than a thumbnail: they stay as they are, pixel by pixel
+    """Make the values that the template shows for a row."""
+    image = load_image(row.image).copy()  # it becomes smaller
+    # drawn pictures are smaller than a thumbnail: keep their pixels
     is_small = max(image.size) <= thumbnail_size // 2
     image.thumbnail((thumbnail_size, thumbnail_size))
     words = row.caption.split() if row.words is None else row.words
@@ -116,18 +117,8 @@ def _prepare(row: GalleryRow, thumbnail_size: int) -> dict:
     }
 
 
-def _flatten(image: Image.Image) -> Image.Image:
-    """A copy as RGB, upright, on white where the picture is transparent."""
-    image = ImageOps.exif_transpose(image)
-    if "A" in image.getbands() or "transparency" in image.info:
-        image = image.convert("RGBA")
-        background = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(background, image)
-    return image.convert("RGB")
-
-
 def _veil(attention: np.ndarray) -> Image.Image:
-    """Black, and the more transparent the more the model looks there."""
+    """Make a black image that is the more transparent, the higher the attention."""
     attention = np.nan_to_num(attention)
     light = Image.fromarray(attention / max(attention.max(), 1e-12)).resize(
         (VEIL_SIZE, VEIL_SIZE), Image.Resampling.BICUBIC
