@@ -1,4 +1,4 @@
-"""
+r"""
 Train a captioner: a CNN sees an image, an RNN writes the sentence.
 
 From nothing, on pictures that the project draws itself:
@@ -31,7 +31,6 @@ from modeling_cnnrnn.cli.arguments import parse_arguments
 from modeling_cnnrnn.cli.errors import RESUME_TRAINING, user_errors
 from modeling_cnnrnn.data.shapes import scenes_of
 from modeling_cnnrnn.data.shapes.language import checker
-from modeling_cnnrnn.hub.push import push_captioner
 from modeling_cnnrnn.training.arguments import (
     CaptionDataArguments,
     CaptionModelArguments,
@@ -46,11 +45,9 @@ from modeling_cnnrnn.training.captioning import (
     check_environment,
     load_splits,
     prepare_encoder,
+    push_to_hub,
 )
 from modeling_cnnrnn.training.trainer import create_accelerator
-
-
-logger = logging.getLogger("modeling_cnnrnn.examples.train_captioner")
 
 
 def main():
@@ -98,9 +95,7 @@ def main():
 
     # 6. The output folder is what `from_pretrained` loads, and what the Hub shows
     if args.push_to_hub and accelerator.is_main_process:
-        repo_id = args.hub_model_id or trainer.output_dir.name
-        commit = push_captioner(args.output_dir, repo_id, private=args.hub_private_repo, revision=args.hub_revision)
-        logger.info("Pushed: %s", commit.commit_url)
+        push_to_hub(args)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""
+r"""
 Train a captioner with transformers' own `Seq2SeqTrainer`: what `train_captioner.py` does, without its stages and caches.
 
     python examples/train_seq2seq_trainer.py --output_dir outputs/shapes_trainer
@@ -39,7 +39,7 @@ SMALL_CNN = {"layer_type": "basic", "embedding_size": 32, "hidden_sizes": [32, 6
 
 @dataclass
 class DataArguments:
-    """The images and captions of the training."""
+    """Choose the images and captions to train on."""
 
     dataset_name: str = field(
         default="shapes", metadata={"help": "'shapes', a dataset of the Hub, a folder, or a JSON file of captions."}
@@ -69,7 +69,7 @@ class DataArguments:
 
 @dataclass
 class ModelArguments:
-    """The layers of the captioner."""
+    """Choose the layers of the captioner."""
 
     encoder_name_or_path: str | None = field(default=None, metadata={"help": "Pretrained CNN, which stays frozen."})
     rnn_type: str = field(default="lstm", metadata={"help": "Recurrent layer: lstm, gru, rnn_tanh or rnn_relu."})
@@ -86,7 +86,7 @@ class ModelArguments:
 
 @dataclass
 class TrainingArguments(Seq2SeqTrainingArguments):
-    """The options of `Seq2SeqTrainer`, with defaults for captioners."""
+    """Set the options of `Seq2SeqTrainer`, with defaults for captioners."""
 
     output_dir: str | None = field(default="outputs/captioner", metadata={"help": "Folder of the trained captioner."})
     num_train_epochs: float = field(default=20, metadata={"help": "Number of epochs."})

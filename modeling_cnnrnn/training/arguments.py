@@ -9,7 +9,7 @@ from ..data.arguments import DatasetArguments
 
 @dataclass
 class CaptionDataArguments(DatasetArguments):
-    """The images and captions of a training, and how they are shown."""
+    """Choose the images and captions to train on."""
 
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     validation_split: str = field(
@@ -68,7 +68,7 @@ class CaptionDataArguments(DatasetArguments):
 
 @dataclass
 class CaptionModelArguments:
-    """The captioner: one that is trained further, or a new one with these layers, and how it generates captions."""
+    """Choose a captioner to train further, or the layers of a new one, and how it generates captions."""
 
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "Captioner to train further: a model of the Hub or a folder."}
@@ -134,7 +134,7 @@ class CaptionModelArguments:
 
 @dataclass
 class TrainingArguments:
-    """The training itself, whatever model is trained."""
+    """Set how long, how fast and how precisely to train, and what to keep."""
 
     output_dir: str = field(
         default="outputs/captioner", metadata={"help": "Folder of the trained model, its checkpoints and pictures."}
@@ -198,7 +198,7 @@ class TrainingArguments:
 
 @dataclass
 class StageArguments:
-    """The stages: when the CNN is finetuned and how fast, scheduled sampling, and self-critical training."""
+    """Set the stages: finetuning of the CNN, scheduled sampling, self-critical training."""
 
     unfreeze_encoder_after_epochs: float | None = field(
         default=None, metadata={"help": "Epochs after which a frozen CNN is finetuned too."}

@@ -31,7 +31,8 @@ class CaptionTrainer(Trainer):
     """
     Train a captioner by cross-entropy, then if it is asked for on the scores of its own sentences.
 
-    The best checkpoint is the one with the highest CIDEr of the validation images.
+    The best checkpoint is the one with the highest CIDEr of the validation images. `captions` are those of the last
+    evaluation, for callbacks.
 
     Args:
         model: the captioner, as [`~modeling_cnnrnn.training.captioning.prepare_encoder`] leaves it.
@@ -79,6 +80,7 @@ class CaptionTrainer(Trainer):
         super().__init__(model, args, accelerator, train_dataset, collate_captions, processor, callbacks, options)
         self.eval_dataset, self.references, self.checker = eval_dataset, references, checker
         self.model_args, self.stage_args = model_args, stage_args
+        self.captions: list[GeneratedCaption] = []
         encoder_step = switch_step(
             "unfreeze_encoder",
             stage_args.unfreeze_encoder_after_epochs,
@@ -213,12 +215,12 @@ class CaptionTrainer(Trainer):
         # recipes were made with that state: without these draws a seed would give other ones.
         for _ in range(3):
             torch.empty((), dtype=torch.int64).random_()
-        (captions,) = evaluation.captions
-        scores, _ = score_captions(captions, self.references, checker=self.checker)
-        for caption in captions[:3]:
+        (self.captions,) = evaluation.captions
+        scores, _ = score_captions(self.captions, self.references, checker=self.checker)
+        for caption in self.captions[:3]:
             logger.info("    %s: %s", self.eval_dataset.image_ids[caption.row], caption.caption)
         if self.accelerator.is_main_process:
-            self._save_sheet(captions[:: max(1, len(captions) // 12)][:12])
+            self._save_sheet(self.captions[:: max(1, len(self.captions) // 12)][:12])
         return {"loss": evaluation.loss, **scores}
 
     def _save_sheet(self, captions: Sequence[GeneratedCaption]) -> None:

@@ -249,7 +249,6 @@ class Trainer:
             if self.stage_at(self.state.step) != self.stage:
                 self.enter_stage()
                 self._call("on_stage_begin")
-            self.state.stage = str(self.stage)
             self._clock = time.perf_counter()
             for batches in self.epoch_batches():
                 loss = self.train_step(batches)
@@ -301,6 +300,7 @@ class Trainer:
     def enter_stage(self) -> None:
         """Set what the stage of the next step trains, and wrap the model again: a wrapper sees that only once."""
         self.stage = self.stage_at(self.state.step)
+        self.state.stage = str(self.stage)
         finds_unused = self.begin_stage()
         logger.info(
             "Stage: %s. %.1f million parameters, of which %.1f million are trained.",

@@ -1,9 +1,13 @@
 """The options of a training: each has a sentence of help, and those that have no effect together are refused."""
 
+import json
 import re
+import subprocess
+import sys
 from dataclasses import fields
 
 import pytest
+from support.paths import EXAMPLES
 
 from modeling_cnnrnn.training.arguments import (
     CaptionDataArguments,
@@ -99,3 +103,15 @@ def test_options_without_an_effect_are_refused(options, sentence):
 )
 def test_options_with_an_effect_are_taken(options):
     check(**options)
+
+
+@pytest.mark.parametrize("recipe", sorted((EXAMPLES / "recipes").glob("*.json")), ids=lambda path: path.stem)
+def test_every_option_of_a_recipe_has_an_effect(recipe):
+    starts = {"flickr8k_attention": "encoder", "flickr8k_lstm": "encoder", "flickr8k_self_critical": "model"}
+    start = {f"{starts[recipe.stem]}_name_or_path": "path"} if recipe.stem in starts else {}
+    check(**json.loads(recipe.read_text()), **start)
+
+
+def test_a_command_line_does_not_wait_for_torch():
+    code = "import sys, modeling_cnnrnn.training.arguments; assert not {'torch', 'transformers'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True)
