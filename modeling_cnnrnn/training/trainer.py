@@ -272,7 +272,7 @@ class Trainer:
         yield from in_groups(batches, size)
 
     def train_step(self, batches: Sequence[dict[str, Any]]) -> torch.Tensor:
-        """Take one optimizer step on micro-batches; returns this process's share of the loss, times their number."""
+        """Take one optimizer step on micro-batches; returns a loss whose mean over the processes is that of the step."""
         inputs = [self.prepare_inputs(batch) for batch in batches]
         counts = self._sum_counts(inputs)
         # the loss is a sum over the items of all processes, and their gradients are averaged
