@@ -68,12 +68,11 @@ def auto_classes(repository: str, **options) -> dict:
 
 
 def each_branch(repository: str, branches: list[str], **options) -> dict[str, str]:
-    """The sentence of the captioner on each branch."""
+    """The sentence of the captioner on each branch; all have the same processor, and the same code."""
+    options["code_revision"] = branches[0]
+    processor = AutoProcessor.from_pretrained(repository, revision=branches[0], **options)
     return {
-        branch: write(
-            AutoModelForImageTextToText.from_pretrained(repository, revision=branch, **options),
-            AutoProcessor.from_pretrained(repository, revision=branch, **options),
-        )
+        branch: write(AutoModelForImageTextToText.from_pretrained(repository, revision=branch, **options), processor)
         for branch in branches
     }
 
