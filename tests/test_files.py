@@ -123,6 +123,14 @@ def test_every_file_has_the_permissions_that_the_umask_gives(tmp_path, umask):
     assert {path.name: oct(mode(path)) for path in written} == {path.name: oct(0o666 & ~umask) for path in written}
 
 
+@pytest.mark.parametrize("max_shard_size", ["5GB", "8KB"])
+def test_a_saved_captioner_has_the_permissions_that_the_umask_gives(tmp_path, umask, tiny_model, max_shard_size):
+    tiny_model.save_pretrained(tmp_path / "captioner", max_shard_size=max_shard_size)
+    weights = list((tmp_path / "captioner").glob("*.safetensors"))
+    assert (len(weights) > 1) == (max_shard_size == "8KB")
+    assert {mode(path) for path in (tmp_path / "captioner").iterdir()} == {0o666 & ~umask}
+
+
 def test_a_file_of_a_killed_process_gives_no_permissions(tmp_path, umask):
     (tmp_path / "file.txt.partial").write_text("half")
     (tmp_path / "file.txt.partial").chmod(0o400)

@@ -1,4 +1,4 @@
-"""Make a folder loadable without this package, by entries of config.json, and prove it."""
+"""Prove that a repository can be loaded without this package."""
 
 import json
 from pathlib import Path

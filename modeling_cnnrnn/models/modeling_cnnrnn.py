@@ -11,6 +11,9 @@ The decoders are those of Show and Tell (https://arxiv.org/abs/1411.4555), Show,
 (https://arxiv.org/abs/1502.03044) and Deep Visual-Semantic Alignments (https://arxiv.org/abs/1412.2306).
 """
 
+import shutil
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -186,6 +189,10 @@ class CnnRnnForConditionalGeneration(CnnRnnPreTrainedModel, CnnRnnGenerationMixi
         }
         self.config.custom_pipelines = CUSTOM_PIPELINES
         super().save_pretrained(save_directory, *args, **kwargs)
+        config = Path(save_directory, "config.json")
+        for path in config.parent.glob("*.safetensors"):  # safetensors 0.8 lets only their owner read them
+            if config.exists():
+                shutil.copymode(config, path)
 
     def get_input_embeddings(self):
         return self.model.get_input_embeddings()
