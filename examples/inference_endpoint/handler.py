@@ -1,5 +1,5 @@
 """
-Serves a captioner as an Inference Endpoint: the file lies in the captioner's repository, with requirements.txt.
+Serve a captioner as an Inference Endpoint. Upload this file and requirements.txt to the captioner's repository:
 
     hf upload user/captioner examples/inference_endpoint .
 
@@ -17,19 +17,19 @@ from PIL import Image
 from transformers import GenerationConfig, pipeline
 
 
-# of a call of the pipeline; all others are for `generate`
+# arguments of the pipeline; all other parameters are for `generate`
 PIPELINE_PARAMETERS = ("prompt", "max_new_tokens", "num_return_sequences", "return_scores", "batch_size")
-# not everything that `generate` takes: `custom_generate` runs whatever code its caller names
+# fields of a generation config only: `generate` also takes `custom_generate`, which runs any code of the Hub
 GENERATE_PARAMETERS = frozenset(GenerationConfig().to_dict())
 TIMEOUT = 10  # seconds to wait for a URL
 
 
 class EndpointHandler:
     """
-    Images to sentences, as Inference Endpoints call it.
+    Load a captioner and answer requests, as Inference Endpoints expect.
 
     Args:
-        path: the folder of the repository, which holds the captioner and its code.
+        path: folder of the repository, with the captioner and its code.
     """
 
     def __init__(self, path: str = ""):
@@ -37,6 +37,8 @@ class EndpointHandler:
 
     def __call__(self, data: dict[str, Any]) -> list:
         """
+        Write sentences about the images of a request.
+
         Args:
             data: `inputs`, an image (of PIL, bytes, base64, a `data:` URI or a URL) or a list of images, and optionally
                 `parameters`: `prompt`, `max_new_tokens`, `num_return_sequences`, `return_scores`, `batch_size` and
@@ -64,7 +66,7 @@ class EndpointHandler:
 
 
 def _image(source: Any) -> Image.Image | bytes | str:
-    """What the pipeline takes. It would open a path too, but the files of this machine are not for who sends requests."""
+    """Return an input of the pipeline. A path is none: the files of this machine are not for those who send requests."""
     if isinstance(source, Image.Image | bytes):
         return source
     if not isinstance(source, str):

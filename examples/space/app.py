@@ -1,5 +1,5 @@
 """
-A page that describes pictures: a Space of the Hub, or on your own machine
+Show a page that describes pictures, as a Space of the Hub or on your own machine.
 
     MODEL_ID=user/captioner python app.py
 """
@@ -12,7 +12,7 @@ import gradio as gr
 from captioner import Captioner, Sentence
 
 
-# on a Space the captioner of its owner, on your own machine what `make demo` has made
+# the captioner of the owner on a Space, the result of `make demo` on your own machine
 OWNER = os.environ.get("SPACE_AUTHOR_NAME")
 MODEL_ID = os.environ.get("MODEL_ID") or (f"{OWNER}/shapes-captioner" if OWNER else "outputs/shapes")
 EXAMPLES = sorted(map(str, (Path(__file__).parent / "examples").iterdir()))
@@ -28,7 +28,7 @@ CSS = """
 
 
 def describe(picture, prompt, num_sentences, way, num_beams, temperature, max_new_tokens):
-    """The best sentence, the table of all, the maps of the best, and what `choose` needs: all sentences and their maps."""
+    """Return the best sentence, the table of all, the maps of the best, and for `choose` all sentences with their maps."""
     if picture is None:
         raise gr.Error("There is no picture: upload one, take a photograph or choose an example.", title="No picture")
     try:
@@ -48,13 +48,13 @@ def describe(picture, prompt, num_sentences, way, num_beams, temperature, max_ne
 
 
 def label_maps(sentence: Sentence) -> list[tuple]:
-    """The maps, each with its word and the word's probability."""
+    """Label each map with its word and the word's probability."""
     labels = [f"{word} · {p:.0%}" for word, p in zip(sentence.words, sentence.word_probabilities, strict=True)]
     return list(zip(sentence.maps, labels, strict=False))
 
 
 def choose(choices, event: gr.SelectData):
-    """The sentence that was clicked in the table, and its maps."""
+    """Return the sentence that was clicked in the table, and its maps."""
     text = event.row_value[0]  # its number is another one where the table is sorted
     return text, choices[text]
 
@@ -78,7 +78,8 @@ def build() -> gr.Blocks:
                     way = gr.Radio([SEARCH, CHANCE], value=SEARCH, label="Sentences are")
                     num_beams = gr.Slider(1, 10, 3, step=1, precision=0, label="Beams of the search")
                     temperature = gr.Slider(0.1, 2.0, 1.0, step=0.1, label="Temperature of chance", visible=False)
-                    max_new_tokens = gr.Slider(1, 50, 24, step=1, precision=0, label="Words at most")
+                    default = min(50, captioner.model.generation_config.max_length - 1)
+                    max_new_tokens = gr.Slider(1, 50, default, step=1, precision=0, label="Words at most")
             with gr.Column(scale=3, min_width=320):
                 sentence = gr.Textbox(label="Sentence", lines=2, elem_id="sentence", buttons=["copy"])
                 table = gr.Dataframe(

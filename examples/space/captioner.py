@@ -1,4 +1,4 @@
-"""What the Space does with a picture: sentences, how probable they are, and where the model looked for each word."""
+"""Describe a picture for the Space: sentences, their probabilities, and where the model looked for each word."""
 
 import contextlib
 import math
@@ -21,14 +21,15 @@ VEIL_OPACITY = 0.82
 @dataclass
 class Sentence:
     """
-    What the model wrote.
+    A sentence about a picture.
 
     Attributes:
-        text: the sentence, its prompt included.
-        log_probability: of what follows the prompt, with the end, in nats; as `score` of the `image-to-text` pipeline.
+        text: the sentence, with its prompt.
+        log_probability: log-probability in nats of the tokens after the prompt, with the end token; the same as `score` of
+            the `image-to-text` pipeline.
         words: each word that the model wrote, as the tokenizer has it.
-        word_probabilities: the probability of each.
-        maps: for each the picture that the model saw, dark where it did not look; none without attention.
+        word_probabilities: the probability of each word.
+        maps: for each word the picture that the model saw, dark where it did not look; none without attention.
     """
 
     text: str
@@ -40,7 +41,7 @@ class Sentence:
 
 class Captioner:
     """
-    A captioner of the Hub or a folder.
+    Load a captioner from the Hub or a folder.
 
     Args:
         model_id: its name on the Hub or its folder.
@@ -63,7 +64,7 @@ class Captioner:
         num_sentences: int = 1,
         num_beams: int = 3,
         temperature: float | None = None,
-        max_new_tokens: int = 24,
+        max_new_tokens: int | None = None,
         prompt: str = "",
     ) -> list[Sentence]:
         """
@@ -71,20 +72,20 @@ class Captioner:
 
         Args:
             picture: an image of PIL, or the path of an image file.
-            num_sentences: how many.
-            num_beams: width of the search for the best sentences; it is at least `num_sentences`.
-            temperature: draw sentences by chance instead, the more daring the higher.
-            max_new_tokens: how many words a sentence has at most.
-            prompt: how all sentences begin.
+            num_sentences: number of sentences.
+            num_beams: number of beams of the search for the best sentences; at least `num_sentences` are used.
+            temperature: sample sentences instead; the higher, the more daring.
+            max_new_tokens: number of tokens of a sentence at most; by default as the model's generation config says.
+            prompt: the beginning of all sentences.
 
         Returns:
-            The sentences: those of the search in its order, those drawn by their probability.
+            The sentences, in the order of the search, or by their probability if they are sampled.
 
         Raises:
-            ValueError: the picture cannot be used, or the prompt holds a word that the captioner does not know.
+            ValueError: the picture cannot be read, or the prompt has a word that the captioner does not know.
         """
         if isinstance(picture, str | Path):
-            picture = Path(picture).read_bytes()  # errors then do not tell where it lies on the server
+            picture = Path(picture).read_bytes()  # error messages then do not show its path on the server
         inputs = self._prepare(picture, prompt.strip())
         decoding = {"num_beams": max(num_beams, num_sentences), "do_sample": False}
         if temperature is not None:
@@ -97,30 +98,21 @@ class Captioner:
             num_return_sequences=num_sentences,
             max_new_tokens=max_new_tokens,
         )
-        # one pass over the finished sentences gives probabilities and attention, whatever the way of decoding
-        outputs = self.model(
-            decoder_input_ids=sequences[None, :, :-1],
-            encoder_outputs=encoder_outputs,
-            use_cache=False,
-            output_attentions=True,
+        num_given = inputs["input_ids"].shape[1] if "input_ids" in inputs else 1  # the start token and the prompt
+        scores = self.model.score_sentences(
+            sequences, encoder_outputs, output_attentions=True, num_prompt_tokens=num_given - 1
         )
-        targets = sequences[:, 1:, None]
-        log_probabilities = outputs.logits[0].float().log_softmax(dim=-1).gather(-1, targets)[..., 0]  # (K, T)
-        attentions = [None] * num_sentences
-        if outputs.cross_attentions:
-            attentions = outputs.cross_attentions[0][:, 0].float().cpu().numpy()  # (K, T, num_regions)
-        num_read = inputs["input_ids"].shape[1] if "input_ids" in inputs else 1
         seen = self.seen_part(picture)
-        sentences = [
-            self._sentence(ids, num_read, log_probability, attention, seen)
-            for ids, log_probability, attention in zip(
-                sequences.tolist(), log_probabilities.tolist(), attentions, strict=True
-            )
-        ]
+        sentences = []
+        for index, mask in enumerate(scores.mask):
+            log_probs = scores.log_probs[index, mask].tolist()
+            attention = None if scores.attentions is None else scores.attentions[index, mask].cpu().numpy()
+            ids = sequences[index, : num_given + len(log_probs)].tolist()
+            sentences.append(self._sentence(ids, log_probs, attention, seen))
         return sentences if temperature is None else sorted(sentences, key=lambda s: -s.log_probability)
 
     def seen_part(self, picture: Image.Image | bytes) -> Image.Image:
-        """The picture as the CNN sees it: cut out and resized, its colours as they were."""
+        """Return the picture as the CNN sees it: cropped and resized, with its colours."""
         pixels = self.processor(images=picture, do_rescale=False, do_normalize=False, return_tensors="np").pixel_values
         return Image.fromarray(pixels[0].transpose(1, 2, 0).clip(0, 255).astype(np.uint8))
 
@@ -134,32 +126,26 @@ class Captioner:
         return inputs.to(self.model.device)
 
     def _sentence(
-        self,
-        ids: list[int],
-        num_read: int,
-        log_probabilities: list[float],
-        attention: np.ndarray | None,
-        seen: Image.Image,
+        self, ids: list[int], log_probs: list[float], attention: np.ndarray | None, seen: Image.Image
     ) -> Sentence:
-        """The sentence of `(T + 1,)` tokens, of which the first `num_read` were given."""
-        end = self.processor.tokenizer.eos_token_id
-        stop = ids.index(end, num_read) + 1 if end in ids[num_read:] else len(ids)
-        # what each token adds to the text; "'s" of "man's" is a word of its own
-        texts = [self.processor.decode(ids[:i], skip_special_tokens=True) for i in range(num_read, stop + 1)]
+        """Make the sentence of tokens of which the last ones, with these log-probabilities and attention, were written."""
+        start = len(ids) - len(log_probs)
+        # the text that each token adds; "'s" of "man's" is a word of its own
+        texts = [self.processor.decode(ids[:i], skip_special_tokens=True) for i in range(start, len(ids) + 1)]
         words, probabilities, maps = [], [], []
-        for i in range(num_read, stop):
-            word = texts[i - num_read + 1][len(texts[i - num_read]) :].strip()
+        for index, log_prob in enumerate(log_probs):
+            word = texts[index + 1][len(texts[index]) :].strip()
             if word:
                 words.append(word)
-                probabilities.append(math.exp(log_probabilities[i - 1]))
-                if attention is not None and (veiled := veil(seen, attention[i - 1])) is not None:
+                probabilities.append(math.exp(log_prob))
+                if attention is not None and (veiled := veil(seen, attention[index])) is not None:
                     maps.append(veiled)
-        return Sentence(texts[-1], sum(log_probabilities[num_read - 1 : stop - 1]), words, probabilities, maps)
+        return Sentence(texts[-1], sum(log_probs), words, probabilities, maps)
 
 
 def veil(picture: Image.Image, attention: np.ndarray) -> Image.Image | None:
     """
-    A picture, dark where the model does not look.
+    Darken a picture where the model does not look.
 
     Args:
         attention: weights of the regions, `(num_regions,)`, row by row.

@@ -143,6 +143,13 @@ def test_each_word_has_its_probability(captioner, image):
     assert sentence.word_probabilities == pytest.approx(probabilities[: len(sentence.words)], abs=1e-5)
 
 
+def test_sentences_are_as_long_as_the_model_says_or_the_caller(captioner, image):
+    captioner.model.lm_head.bias.data[captioner.processor.tokenizer.eos_token_id] = -100.0
+    captioner.model.generation_config.max_length = 6  # with the start token
+    assert len(captioner.describe(image)[0].words) == 5
+    assert len(captioner.describe(image, max_new_tokens=7)[0].words) == 7
+
+
 def test_a_low_temperature_draws_the_most_probable_words(captioner, image):
     (greedy,) = captioner.describe(image, num_beams=1)
     assert {s.text for s in captioner.describe(image, 4, temperature=1e-3)} == {greedy.text}
