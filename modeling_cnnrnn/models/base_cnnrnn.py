@@ -1,4 +1,4 @@
-"""The base class of all models: initialization, freezing of the CNN, loading that refuses damaged files."""
+"""The base class of all models: initial weights, freezing of the CNN, loading that retries and refuses damaged files."""
 
 import hashlib
 import time
@@ -14,7 +14,7 @@ from .configuration_cnnrnn import CnnRnnConfig
 
 
 class CnnRnnPreTrainedModel(PreTrainedModel):
-    """Weights' initialisation, loading and saving, and the freezing of the CNN."""
+    """Initialize, load and freeze weights, for all models of this package."""
 
     config: CnnRnnConfig
     base_model_prefix = "model"
@@ -28,12 +28,12 @@ class CnnRnnPreTrainedModel(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, cache_dir=None, **kwargs):
         """
-        As in transformers, but what is loaded computes what was saved to the last bit, also on a CPU.
+        Load a model as transformers does, and compute with it what the saved one computed, to the last bit.
 
-        Weights are asked for again while the Hub answers with a server error, and are refused if they arrive damaged.
+        Retries while the Hub returns a 5xx error, and refuses weights that are damaged on the way.
 
         Raises:
-            OSError: as in transformers; the Hub goes on answering with a server error; the weights arrived damaged.
+            OSError: as in transformers, or the Hub keeps returning a 5xx error, or the weights arrived damaged.
         """
         name = str(pretrained_model_name_or_path)
         cache = Path(cache_dir or constants.HF_HUB_CACHE, "models--" + name.replace("/", "--"))
@@ -74,13 +74,13 @@ class CnnRnnPreTrainedModel(PreTrainedModel):
                 init.ones_(module.bias_ih_l0[module.hidden_size : 2 * module.hidden_size])
 
     def freeze_encoder(self):
-        """Keep the CNN as it is: no gradient, no dropout, and BatchNorm statistics that do not move."""
+        """Freeze the CNN: no gradients, no dropout, and fixed BatchNorm statistics."""
         encoder = self.get_encoder()
         encoder.cnn.requires_grad_(False)
         encoder.train(encoder.training)
 
     def unfreeze_encoder(self):
-        """Finetune the CNN, all but its BatchNorm layers: small batches of captions would ruin their statistics."""
+        """Unfreeze the CNN but for its BatchNorm layers: small batches of captions would ruin their statistics."""
         encoder = self.get_encoder()
         encoder.cnn.requires_grad_(True)
         for module in encoder.cnn.modules():
@@ -90,13 +90,13 @@ class CnnRnnPreTrainedModel(PreTrainedModel):
 
 
 def _times_of_blobs(cache: Path) -> dict[Path, int]:
-    """When each LFS file of a repository came into the cache, where its name is the SHA-256 that it has on the Hub."""
+    """Return the modification time of each LFS file in the cache of a repository, where its name is its SHA-256."""
     blobs = [path for path in (cache / "blobs").glob("*") if len(path.name) == 64 and path.exists()]
     return {path: path.stat().st_mtime_ns for path in blobs}
 
 
 def _refuse_damaged(name: str, cache: Path, before: dict[Path, int]):
-    """huggingface_hub looks at the size alone of what it downloads: delete what has come since and is something else."""
+    """Delete files that came since `before` and do not have their SHA-256: huggingface_hub checks only their size."""
     damaged = []
     for blob in dict(_times_of_blobs(cache).items() - before.items()):
         with blob.open("rb") as file:
@@ -111,7 +111,7 @@ def _refuse_damaged(name: str, cache: Path, before: dict[Path, int]):
 
 
 def align_weights(model: nn.Module):
-    """A file's tensors lie at any address; matrix products on a CPU round otherwise there than where torch puts them."""
+    """Copy weights to aligned memory: CPU matrix products round differently for unaligned tensors."""
     for tensor in (*model.parameters(), *model.buffers()):
         if type(tensor.data) is torch.Tensor and tensor.device.type == "cpu" and tensor.data_ptr() % 64 != 0:
             tensor.data = tensor.data.clone()

@@ -1,8 +1,10 @@
 """
-The image encoder: a CNN, and the projection of its regions.
+The image encoder: a CNN, and the projection of its regions into the space of the words.
 
     pixel_values (B, 3, H, W) -> CNN -> image_features (B, R, C) -> projection -> regions (B, R, E)
 """
+
+from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -16,7 +18,7 @@ from .configuration_cnnrnn import CnnRnnConfig
 
 
 class CnnRnnEncoder(CnnRnnPreTrainedModel):
-    """A CNN and the projection of its regions into the space of the word embeddings."""
+    """Any CNN of transformers, and the projection of its regions into the space of the word embeddings."""
 
     def __init__(self, config: CnnRnnConfig):
         super().__init__(config)
@@ -28,7 +30,7 @@ class CnnRnnEncoder(CnnRnnPreTrainedModel):
 
     @torch.no_grad()
     def _num_feature_channels(self) -> int:
-        """Channels of the CNN's feature map; raises a `ValueError` where there is none."""
+        """Count the channels of the CNN's feature map on a black image; raise a `ValueError` if it returns none."""
         kind = f"`encoder` (`model_type` '{self.config.encoder.model_type}')"
         remedy = "pass a CNN such as ResNet, ConvNeXt, EfficientNet or MobileNet."
         size = getattr(self.config.encoder, "image_size", None) or 64
@@ -60,7 +62,7 @@ class CnnRnnEncoder(CnnRnnPreTrainedModel):
         return outputs.hidden_states[layer], outputs.hidden_states if output_hidden_states else None
 
     def train(self, mode: bool = True):
-        """As in torch, but what has no gradient stays in evaluation: a frozen CNN, and each frozen BatchNorm."""
+        """Switch the mode as in torch, but keep a frozen CNN and frozen BatchNorm layers in evaluation mode."""
         super().train(mode)
         if not any(parameter.requires_grad for parameter in self.cnn.parameters()):
             self.cnn.eval()
@@ -74,16 +76,17 @@ class CnnRnnEncoder(CnnRnnPreTrainedModel):
         self, pixel_values: torch.Tensor, output_hidden_states: bool = False
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
         """
-        What the CNN sees. With a frozen CNN this is worth storing: pass it as `image_features` later.
+        Run the CNN alone. The features of a frozen CNN are worth storing: pass them as `image_features` later.
 
         Args:
             pixel_values: `(batch_size, num_channels, height, width)`, as the image processor returns them.
 
         Returns:
-            The image features `(batch_size, num_regions, num_feature_channels)`, and the hidden states of the CNN.
+            The image features `(batch_size, num_regions, num_feature_channels)`, and the hidden states of the CNN, or
+            `None`.
 
         Raises:
-            ValueError: an empty batch, another number of channels than the CNN takes, or pixels that are not finite.
+            ValueError: the batch is empty, has another number of channels than the CNN, or holds NaN or infinite pixels.
         """
         self._check_pixel_values(pixel_values)
         pixel_values = pixel_values.to(self.dtype)
@@ -116,13 +119,18 @@ class CnnRnnEncoder(CnnRnnPreTrainedModel):
         **kwargs,
     ) -> BaseModelOutput:
         """
+        Embed the regions of images.
+
         Args:
             pixel_values: `(batch_size, num_channels, height, width)`.
-            image_features: in place of `pixel_values`, what `get_image_features` returned.
+            image_features: the first result of `get_image_features`, in place of `pixel_values`.
 
         Returns:
-            `last_hidden_state` `(batch_size, num_regions, embedding_size)`, what the decoder looks at. A decoder without
-            attention sees the mean of the regions alone: there, `num_regions` is 1.
+            `last_hidden_state` `(batch_size, num_regions, embedding_size)`. A decoder without attention reads only the
+            mean of the regions: `num_regions` is then 1.
+
+        Raises:
+            ValueError: neither or both are given, or as `get_image_features`.
         """
         if (pixel_values is None) == (image_features is None):
             raise ValueError("Pass either `pixel_values` or `image_features` (or `encoder_outputs`), and not both.")
@@ -138,8 +146,21 @@ class CnnRnnEncoder(CnnRnnPreTrainedModel):
         return BaseModelOutput(last_hidden_state=regions, hidden_states=hidden_states)
 
 
+def cnn_blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """
+    Find the blocks of a CNN: the elements of its outermost `nn.ModuleList`s and `nn.Sequential`s.
+
+    They are the four stages of transformers' ResNet, the single blocks of EfficientNet.
+    """
+    for child in module.children():
+        if isinstance(child, (nn.ModuleList, nn.Sequential)):
+            yield from child
+        else:
+            yield from cnn_blocks(child)
+
+
 class _Checkpoint(GradientCheckpointingLayer):
-    """The switch of `activation_checkpointing_enable()`: while it is on, what runs through here is run again backward."""
+    """Run a block again in the backward pass while `activation_checkpointing_enable()` is in force."""
 
     def forward(self, block, *args, **kwargs):
         return block(*args, **kwargs)
@@ -147,22 +168,14 @@ class _Checkpoint(GradientCheckpointingLayer):
 
 class _CheckpointedBlocks:
     """
-    Within this context each block of a CNN forgets its activations and computes them again in the backward pass.
+    Let each block of a CNN forget its activations and compute them again in the backward pass, within this context.
 
-    Works on any CNN: its blocks are the elements of its outermost `nn.ModuleList`s and `nn.Sequential`s. The second
-    computation does not count a second time in the statistics of BatchNorm.
+    The second computation leaves the statistics of BatchNorm alone.
     """
 
     def __init__(self, cnn: nn.Module, checkpoint: _Checkpoint):
-        self.blocks = list(self._find(cnn))
+        self.blocks = list(cnn_blocks(cnn))
         self.checkpoint = checkpoint
-
-    def _find(self, module: nn.Module):
-        for child in module.children():
-            if isinstance(child, (nn.ModuleList, nn.Sequential)):
-                yield from child
-            else:
-                yield from self._find(child)
 
     def __enter__(self):
         for block in self.blocks:
@@ -191,4 +204,4 @@ class _CheckpointedBlocks:
         return lambda *args, **kwargs: self.checkpoint(run, *args, **kwargs)
 
 
-__all__ = ["CnnRnnEncoder"]
+__all__ = ["CnnRnnEncoder", "cnn_blocks"]

@@ -1,21 +1,23 @@
-"""The loss of a caption's words."""
+"""Cross-entropy over the vocabulary that needs little memory."""
 
 import torch
 from torch.autograd.function import once_differentiable
 
 
-IGNORE_INDEX = -100  # of labels that are not learned, as in torch and transformers
+IGNORE_INDEX = -100  # the label of tokens without a loss, as in torch and transformers
 
 
 def cross_entropy_(logits: torch.Tensor, targets: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
     """
-    `F.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing)` that overwrites the logits.
+    Compute `F.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing)`, overwriting the logits.
 
-    They become probabilities, and these their gradient: one more tensor of that size is made, backward, and not three.
+    The logits become probabilities, and these their own gradient: the backward pass allocates one more tensor of that size
+    instead of three.
 
     Args:
-        logits: `(num_tokens, vocab_size)`, which nobody needs any more.
+        logits: `(num_tokens, vocab_size)`; nothing else may need them.
         targets: `(num_tokens,)`.
+        label_smoothing: share of the target's probability that is spread over the vocabulary.
 
     Returns:
         The loss of each token in nats, `(num_tokens,)`.

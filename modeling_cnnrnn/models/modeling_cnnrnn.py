@@ -1,11 +1,11 @@
 """
-CNN+RNN image captioner: any CNN of transformers sees the image, an LSTM, GRU or plain RNN writes the sentence.
+CNN+RNN image captioner: any CNN of transformers encodes the image, an LSTM, GRU or plain RNN writes the sentence.
 
     pixel_values (B, 3, H, W) -> CNN -> image_features (B, R, C) -> projection -> regions (B, R, E)
     decoder_input_ids (N, T) -> embeddings (N, T, E) -> RNN, with attention to the regions or without -> (N, T, D)
     -> lm_head -> logits (N, T, V)
 
-B images, R = H' * W' regions, N = B * K sequences when each image has K captions, image by image.
+B images, R = H' * W' regions, N = B * K sequences if each image has K captions, image by image.
 
 The decoders are those of Show and Tell (https://arxiv.org/abs/1411.4555), Show, Attend and Tell
 (https://arxiv.org/abs/1502.03044) and Deep Visual-Semantic Alignments (https://arxiv.org/abs/1412.2306).
@@ -67,14 +67,16 @@ class CnnRnnModel(CnnRnnPreTrainedModel):
         **kwargs,
     ) -> Seq2SeqModelOutput:
         """
+        Encode images and read words.
+
         Args:
             pixel_values: `(batch_size, num_channels, height, width)`.
             decoder_input_ids: `(batch_size, T)`, or `(batch_size, K, T)` for K captions of each image.
-            decoder_attention_mask: as `decoder_input_ids`, 0 where a token is padding that the state must not read.
-            encoder_outputs: what `get_encoder()` returned, in place of `pixel_values`.
-            image_features: `(batch_size, num_regions, num_feature_channels)`, what
-                `get_encoder().get_image_features` returned, in place of `pixel_values`.
-            lengths: of training captions, `(batch_size * K,)`: what comes after them need not be computed.
+            decoder_attention_mask: as `decoder_input_ids`, 0 where a token is padding, which the state skips.
+            encoder_outputs: result of `get_encoder()`, in place of `pixel_values`.
+            image_features: `(batch_size, num_regions, num_feature_channels)`, from `get_encoder().get_image_features`, in
+                place of `pixel_values`.
+            lengths: lengths of training captions, `(batch_size * K,)`. Outputs after the end of a caption may then be 0.
 
         Returns:
             `last_hidden_state` `(batch_size * K, T, hidden_size)`, K captions of the first image first.
@@ -85,12 +87,7 @@ class CnnRnnModel(CnnRnnPreTrainedModel):
             )
         elif not isinstance(encoder_outputs, BaseModelOutput):
             encoder_outputs = BaseModelOutput(*encoder_outputs)
-        inputs = decoder_input_ids if decoder_input_ids is not None else decoder_inputs_embeds
-        if inputs is not None and inputs.shape[0] != encoder_outputs.last_hidden_state.shape[0]:
-            raise ValueError(
-                f"{encoder_outputs.last_hidden_state.shape[0]} images were given with {inputs.shape[0]} captions: pass "
-                "one caption per image, or `labels` of shape (batch_size, captions_per_image, length)."
-            )
+        self._check_num_captions(encoder_outputs.last_hidden_state, decoder_input_ids, decoder_inputs_embeds)
         if decoder_input_ids is not None and decoder_input_ids.ndim == 3:
             decoder_input_ids = decoder_input_ids.flatten(0, 1)
             if decoder_attention_mask is not None:
@@ -116,10 +113,18 @@ class CnnRnnModel(CnnRnnPreTrainedModel):
             encoder_hidden_states=encoder_outputs.hidden_states,
         )
 
+    def _check_num_captions(self, regions, decoder_input_ids, decoder_inputs_embeds):
+        inputs = decoder_input_ids if decoder_input_ids is not None else decoder_inputs_embeds
+        if inputs is not None and inputs.shape[0] != regions.shape[0]:
+            raise ValueError(
+                f"{regions.shape[0]} images were given with {inputs.shape[0]} captions: pass one caption per image, or "
+                "`labels` of shape (batch_size, captions_per_image, length)."
+            )
+
 
 class CnnRnnForConditionalGeneration(CnnRnnPreTrainedModel, CnnRnnGenerationMixin):
     """
-    The captioner: `generate(pixel_values=...)` writes, `forward(pixel_values, labels=...)` learns.
+    The captioner: `generate(pixel_values=...)` writes a sentence, `forward(pixel_values, labels=...)` returns the loss.
 
     ```python
     >>> from PIL import Image
@@ -148,12 +153,12 @@ class CnnRnnForConditionalGeneration(CnnRnnPreTrainedModel, CnnRnnGenerationMixi
         cls, pretrained_model_name_or_path: str, tokenizer=None, encoder_kwargs: dict | None = None, **decoder_kwargs
     ) -> "CnnRnnForConditionalGeneration":
         """
-        A captioner with a trained CNN and an untrained decoder: where a training on ImageNet weights begins.
+        Make a captioner from a pretrained CNN and an untrained decoder, to train it from ImageNet weights.
 
         Args:
-            pretrained_model_name_or_path: any CNN checkpoint, by its name on the Hub or its folder.
+            pretrained_model_name_or_path: name on the Hub or folder of any CNN checkpoint.
             tokenizer: sets the size of the vocabulary and the ids of the special tokens.
-            encoder_kwargs: passed on to `AutoModel.from_pretrained` (`revision`, `trust_remote_code`, ...).
+            encoder_kwargs: arguments of `AutoModel.from_pretrained` (`revision`, `trust_remote_code`, ...).
             decoder_kwargs: fields of [`CnnRnnConfig`].
 
         Raises:
@@ -201,7 +206,7 @@ class CnnRnnForConditionalGeneration(CnnRnnPreTrainedModel, CnnRnnGenerationMixi
         self.model.set_input_embeddings(value)
 
     def prepare_decoder_input_ids_from_labels(self, labels: torch.Tensor) -> torch.LongTensor:
-        """What the decoder reads to write `labels`, `(..., T)`: the same, one step later, after the start token."""
+        """Shift labels `(..., T)` to what the decoder reads when it predicts them: one step later, after the start token."""
         decoder_input_ids = labels.new_full(labels.shape, self.config.decoder_start_token_id)
         decoder_input_ids[..., 1:] = labels[..., :-1]
         return decoder_input_ids.masked_fill(decoder_input_ids == IGNORE_INDEX, self.config.pad_token_id)
@@ -227,29 +232,31 @@ class CnnRnnForConditionalGeneration(CnnRnnPreTrainedModel, CnnRnnGenerationMixi
         **kwargs,
     ) -> Seq2SeqLMOutput:
         """
+        Score the next words, and compute the loss of captions.
+
         Args:
             pixel_values: `(batch_size, num_channels, height, width)`.
             decoder_input_ids: `(batch_size, T)` or `(batch_size, K, T)`; made from `labels` if not given.
             labels: token ids with one end token per caption, `(batch_size, T)`, or `(batch_size, K, T)` for K captions
-                of each image, which share one pass of the CNN. -100 and padding are not learned.
+                of each image, which share one pass of the CNN. -100 and padding have no loss.
             encoder_outputs, image_features: in place of `pixel_values`, see [`CnnRnnModel`].
-            skip_logits: with `labels`, whether to leave the logits out, which saves a third of the time and most of the
+            skip_logits: with `labels`, whether to leave out the logits, which saves a third of the time and most of the
                 memory of a training step. By default they are left out in training mode only.
-            num_items_in_batch: number of real tokens that the loss is divided by, where a batch is spread over several
-                calls or processes. By default those in `labels`.
-            scheduled_sampling_probability: in training mode, the probability with which a word that the decoder reads is
-                one of its own, drawn from what it predicted there (https://arxiv.org/abs/1506.03099).
-            caption_weights: `(batch_size,)` or `(batch_size, K)`, what the negative log-likelihood of each caption is
-                multiplied with: the advantage of a sampled caption in self-critical training
-                (https://arxiv.org/abs/1612.00563). The loss then is that alone, without the terms of training below.
+            num_items_in_batch: number of real tokens by which the loss is divided, if a batch is spread over several
+                calls or processes. By default the number in `labels`.
+            scheduled_sampling_probability: in training mode, the probability of replacing a word that the decoder reads by
+                one sampled from its own prediction (https://arxiv.org/abs/1506.03099).
+            caption_weights: `(batch_size,)` or `(batch_size, K)`, factors of the negative log-likelihoods of the captions,
+                such as the advantages of sampled captions in self-critical training (https://arxiv.org/abs/1612.00563).
+                Label smoothing and the attention term are then left out.
 
         Returns:
-            `loss`: cross-entropy per real token, in nats. In training mode with label smoothing and the doubly stochastic
-            attention term; in evaluation mode without, so that its exponential is the perplexity.
+            `loss`: cross-entropy per real token, in nats; in training mode with label smoothing and the doubly stochastic
+            attention term, in evaluation mode without, so that its exponential is the perplexity.
             `logits`: `(batch_size, T, vocab_size)` or `(batch_size, K, T, vocab_size)`.
 
         Raises:
-            ValueError: another number of captions than images, tokens outside the vocabulary, labels without a word.
+            ValueError: the numbers of captions and images differ, a token is outside the vocabulary, or no label has a loss.
         """
         if skip_logits is None:
             skip_logits = self.training and labels is not None
@@ -301,14 +308,14 @@ class CnnRnnForConditionalGeneration(CnnRnnPreTrainedModel, CnnRnnGenerationMixi
         )
 
     def _is_token(self, labels: torch.Tensor) -> torch.Tensor:
-        """Where `labels` hold something to learn."""
+        """Mark the labels that have a loss."""
         return (labels != IGNORE_INDEX) & (labels != self.config.pad_token_id)
 
     @torch.no_grad()
     def _mix_in_own_words(
         self, decoder_input_ids: torch.LongTensor, regions: torch.Tensor, probability: float
     ) -> torch.LongTensor:
-        """Scheduled sampling: put words of the model in the place of some, each drawn after those before it."""
+        """Replace some words by samples of the model, each given the words before it (scheduled sampling)."""
         mixed = decoder_input_ids.flatten(0, -2).clone()
         is_replaced = torch.rand(mixed.shape, device=mixed.device) < probability
         is_replaced &= mixed != self.config.pad_token_id
@@ -325,7 +332,7 @@ class CnnRnnForConditionalGeneration(CnnRnnPreTrainedModel, CnnRnnGenerationMixi
     def _caption_loss(
         self, hidden_states, logits, labels, attentions, num_items_in_batch, caption_weights
     ) -> torch.Tensor:
-        """Cross-entropy at real tokens, the only places where the vocabulary is computed if `logits` is `None`."""
+        """Compute the loss, with logits at real tokens only if `logits` is `None`."""
         labels = labels.reshape(-1, labels.shape[-1])
         is_token = self._is_token(labels)
         targets = labels[is_token]
@@ -353,7 +360,7 @@ class CnnRnnForConditionalGeneration(CnnRnnPreTrainedModel, CnnRnnGenerationMixi
             return losses @ caption_weights.flatten()[:, None].expand_as(labels)[is_token].to(losses.dtype) / num_items
         loss = losses.sum() / num_items
         if attentions is not None:
-            # over its caption each region is to be looked at once in all; captions count by their words, as above
+            # over a caption the weights of each region should add up to 1; captions count by their words, as above
             looked_at = (attentions.to(loss.dtype) * is_token[..., None]).sum(dim=1)  # (N, num_regions)
             penalty = ((1 - looked_at) ** 2).mean(dim=-1) * is_token.sum(dim=-1)
             loss = loss + self.config.attention_regularization * penalty.sum() / num_items

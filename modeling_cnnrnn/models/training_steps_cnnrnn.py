@@ -152,8 +152,7 @@ def run_training_steps(
         lengths: of the captions, `(N,)`.
 
     Returns:
-        The outputs of each layer, `(N, T, hidden_size)`, and the attention weights, `(N, T, num_regions)`; both are 0
-        after the end of a caption.
+        The outputs of each layer `(N, T, hidden_size)` and the attention weights `(N, T, num_regions)`, 0 after a caption.
     """
     num_sequences, num_steps = inputs.shape[:2]
     rows = lengths.argsort(descending=True, stable=True)  # the longest first: those at work are always the first ones

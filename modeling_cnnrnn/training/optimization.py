@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_scheduler
 
+from ..models.encoder_cnnrnn import cnn_blocks
 from ..models.loss_cnnrnn import IGNORE_INDEX
 from ..models.modeling_cnnrnn import CnnRnnForConditionalGeneration
 
@@ -25,21 +26,13 @@ def encoder_layers(model: CnnRnnForConditionalGeneration) -> list[list[nn.Parame
     ResNet, the single blocks in EfficientNet. Parameters after the last layer count as its own.
     """
     cnn = model.get_encoder().cnn
-    depths = {id(p): depth for depth, layer in enumerate(_layers_of(cnn), 1) for p in layer.parameters()}
+    depths = {id(p): depth for depth, layer in enumerate(cnn_blocks(cnn), 1) for p in layer.parameters()}
     layers: list[list[nn.Parameter]] = [[] for _ in range(max(depths.values(), default=0) + 1)]
     depth = 0
     for parameter in cnn.parameters():
         depth = depths.get(id(parameter), depth)
         layers[depth].append(parameter)
     return layers
-
-
-def _layers_of(module: nn.Module) -> Iterator[nn.Module]:
-    for child in module.children():
-        if isinstance(child, (nn.ModuleList, nn.Sequential)):
-            yield from child
-        else:
-            yield from _layers_of(child)
 
 
 def unfreeze_encoder_layers(model: CnnRnnForConditionalGeneration, from_layer: int = 0) -> None:
