@@ -4,7 +4,6 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from typing import Any
 
 import datasets
@@ -173,15 +172,7 @@ def load_stored_image(
         name = (value.get("path") if content is value.get("bytes") else None) or name
     if content is None:
         raise ValueError(f"`{name}`: the row has no image.")
-    if needed_side is None or isinstance(content, Image.Image):
-        return load_image(content, name=name)
-    try:
-        image = Image.open(BytesIO(content) if isinstance(content, bytes) else content)
-    except Exception:  # not an image file, but a URL perhaps
-        return load_image(content, name=name)
-    with image:
-        image.draft("RGB", (needed_side, needed_side))
-        return load_image(image, name=name)
+    return load_image(content, name=name, min_side=needed_side)
 
 
 def collate_captions(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -86,7 +86,9 @@ class ImageToTextPipeline(Pipeline):
             generate_kwargs (`dict`, *optional*): options of `generate`, such as `{"num_beams": 3}`.
             num_return_sequences (`int`, *optional*): sentences for each image; needs sampling or as many beams.
             return_scores (`bool`, *optional*): whether the log-probability of each sentence is returned.
-            timeout (`float`, *optional*): seconds to wait for a URL.
+            timeout (`float`, *optional*, defaults to 60): seconds that downloading an image may take.
+            allow_private_addresses (`bool`, *optional*, defaults to `True`): whether a URL may be at a private, loopback
+                or link-local address. Pass `False` for URLs of strangers.
             batch_size (`int`, *optional*, defaults to 1): images that go through the model together.
 
         Returns:
@@ -124,8 +126,9 @@ class ImageToTextPipeline(Pipeline):
         num_return_sequences=None,
         return_scores=None,
         timeout=None,
+        allow_private_addresses=None,
     ):
-        preprocess = {"prompt": prompt, "timeout": timeout}
+        preprocess = {"prompt": prompt, "timeout": timeout, "allow_private_addresses": allow_private_addresses}
         generate = {"max_new_tokens": max_new_tokens, "num_return_sequences": num_return_sequences}
         generate = {name: value for name, value in generate.items() if value is not None}
         for name in generate.keys() & (generate_kwargs or {}).keys():
@@ -135,7 +138,7 @@ class ImageToTextPipeline(Pipeline):
             forward["return_scores"] = return_scores
         return {name: value for name, value in preprocess.items() if value is not None}, forward, {}
 
-    def preprocess(self, image, prompt=None, timeout=None):
+    def preprocess(self, image, prompt=None, timeout=None, allow_private_addresses=True):
         if isinstance(image, Mapping):
             if "image" not in image:
                 raise ValueError(
@@ -145,7 +148,7 @@ class ImageToTextPipeline(Pipeline):
             image = image["image"]
         if prompt is not None and not isinstance(prompt, str):
             raise ValueError(f"`prompt` is {prompt!r}: pass one string for all images.")
-        image = load_image(image, timeout=timeout, name="inputs")
+        image = load_image(image, timeout=timeout, name="inputs", allow_private_addresses=allow_private_addresses)
         return self.processor(images=image, text=prompt, return_tensors="pt").to(self.model.dtype)
 
     def _forward(self, model_inputs, return_scores=False, **generate_kwargs):
