@@ -73,9 +73,7 @@ def build_optimizer(
     return optimizer, LambdaLR(optimizer, factor)
 
 
-def evaluate(
-    model: CnnRnnForConditionalGeneration, processor: CnnRnnProcessor, rows: datasets.Dataset
-) -> CaptionScores:
+def evaluate(model, processor, rows: datasets.Dataset) -> CaptionScores:
     """Write a sentence about each image, and score the sentences against what people wrote."""
     model.eval()
     sentences, references = {}, {}
@@ -88,11 +86,13 @@ def evaluate(
 
 def main():
     args = parse_arguments()
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     set_seed(args.seed)
 
     # 1. The data: rows of image, image_id and captions; the words of the training captions are the vocabulary
     splits = load_caption_dataset(args.dataset_name)
+    if not {"train", "validation"} <= splits.keys():
+        raise SystemExit(f"Error: `dataset_name` needs the splits train and validation, and has {list(splits)}.")
     tokenizer = build_tokenizer(splits["train"]["captions"], min_frequency=args.min_frequency)
     processor = CnnRnnProcessor.from_image_size(args.image_size, tokenizer)
     dataset = CaptionDataset(splits["train"], processor, captions_per_image=5, seed=args.seed)
@@ -102,7 +102,8 @@ def main():
     loader = DataLoader(dataset, args.batch_size, sampler=sampler, generator=order, collate_fn=collate_captions)
 
     # 2. The model and its optimizer
-    model = build_model(tokenizer, args).to(device)
+    model = build_model(tokenizer, args)
+    model.to(device)  # type: ignore[arg-type]  # transformers' wrapper of `to` hides its types
     optimizer, scheduler = build_optimizer(model, args.learning_rate, args.num_train_epochs * len(loader))
 
     # 3. The loop: the loss of a batch is the cross-entropy per token of its captions
