@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import Any, Unpack
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +14,6 @@ from transformers import AutoImageProcessor, BitImageProcessorPil, PreTrainedTok
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_utils import get_size_dict
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageInput, SizeDict
-from transformers.processing_utils import ProcessingKwargs
 from transformers.tokenization_utils_base import TextInput
 from transformers.utils import to_py_obj
 
@@ -174,7 +173,7 @@ class CnnRnnProcessor(ProcessorMixin):
         self,
         images: ImageInput | str | PathLike | list | None = None,
         text: TextInput | list[TextInput] | None = None,
-        **kwargs: Unpack[ProcessingKwargs],
+        **kwargs: Any,
     ) -> BatchFeature:
         """
         Prepare images, prompts and captions for [`CnnRnnForConditionalGeneration`].
