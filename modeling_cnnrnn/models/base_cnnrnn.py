@@ -19,7 +19,7 @@ class CnnRnnPreTrainedModel(PreTrainedModel):
     config: CnnRnnConfig
     base_model_prefix = "model"
     main_input_name = "pixel_values"
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]  # noqa: RUF012
     supports_gradient_checkpointing = True
     _no_split_modules = ["CnnRnnDecoder"]  # noqa: RUF012
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
@@ -65,13 +65,13 @@ class CnnRnnPreTrainedModel(PreTrainedModel):
                     init.xavier_uniform_(parameter)
                 elif name.startswith("weight_hh"):
                     for gate in parameter.chunk(parameter.shape[0] // module.hidden_size):
-                        gate._is_hf_initialized = getattr(parameter, "_is_hf_initialized", False)
+                        gate._is_hf_initialized = getattr(parameter, "_is_hf_initialized", False)  # type: ignore[attr-defined]
                         init.orthogonal_(gate)
                 else:
                     init.zeros_(parameter)
             if isinstance(module, nn.LSTM) and not getattr(module.bias_ih_l0, "_is_hf_initialized", False):
                 # a forget gate that starts open lets the gradient reach the image through the whole sentence
-                init.ones_(module.bias_ih_l0[module.hidden_size : 2 * module.hidden_size])
+                init.ones_(module.bias_ih_l0[module.hidden_size : 2 * module.hidden_size])  # type: ignore[index]
 
     def freeze_encoder(self):
         """Freeze the CNN: no gradients, no dropout, and fixed BatchNorm statistics."""

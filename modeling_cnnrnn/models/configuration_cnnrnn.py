@@ -13,7 +13,7 @@ DEFAULT_MAX_LENGTH = 32  # of a sentence, in tokens with the start and the end
 @strict
 class CnnRnnConfig(PreTrainedConfig):
     r"""
-    Configuration of a [`CnnRnnForConditionalGeneration`]: a CNN that sees an image and an RNN that writes the sentence.
+    Configure a [`CnnRnnForConditionalGeneration`]: a CNN that encodes an image and an RNN that writes the sentence.
 
     The defaults are Show and Tell (https://arxiv.org/abs/1411.4555) on a ResNet-50: the image is the first "word" that a
     one-layer LSTM reads.
@@ -23,7 +23,7 @@ class CnnRnnConfig(PreTrainedConfig):
             Configuration of any CNN that `AutoModel` knows and that returns a feature map `(batch, channels, height,
             width)`: ResNet, RegNet, ConvNeXt, EfficientNet, MobileNet, BiT, ... or timm's through `TimmWrapperConfig`.
         vision_feature_layer (`int`, *optional*, defaults to -1):
-            The layer of the CNN that is looked at: -1 is its `last_hidden_state`, any other number indexes its
+            The layer of the CNN whose features are used: -1 is its `last_hidden_state`, any other number indexes its
             `hidden_states` (0 is the stem; negative numbers count from the end).
         vocab_size (`int`, *optional*, defaults to 10000):
             Number of words, special tokens included.
@@ -44,8 +44,8 @@ class CnnRnnConfig(PreTrainedConfig):
               https://arxiv.org/abs/1412.2306, equation 13);
             - `"bias_every_step"`: it is added to the input of every step (the default of NeuralTalk).
         attention_type (`str`, *optional*, defaults to `"none"`):
-            `"additive"` looks at the image regions again before each word (Show, Attend and Tell: soft attention with
-            its gate beta); `"none"` sees the image only through `image_injection`.
+            `"additive"` weighs the image regions again before each word (Show, Attend and Tell: soft attention with
+            its gate beta); with `"none"` the image enters only through `image_injection`.
         attention_size (`int`, *optional*, defaults to 512):
             Size of the space in which state and regions are compared.
         attention_regularization (`float`, *optional*, defaults to 0.0):
@@ -118,11 +118,11 @@ class CnnRnnConfig(PreTrainedConfig):
     @classmethod
     def from_tokenizer(cls, tokenizer, **kwargs) -> "CnnRnnConfig":
         """
-        The configuration of a captioner that writes the words of a tokenizer.
+        Make the configuration of a captioner that writes the words of a tokenizer.
 
         Args:
             tokenizer: sets `vocab_size` and the ids of the special tokens.
-            kwargs: the other fields; one that the tokenizer sets wins over it.
+            kwargs: the other fields; a field given here wins over the tokenizer.
 
         Raises:
             StrictDataclassFieldValidationError, StrictDataclassClassValidationError: as the class.
@@ -131,7 +131,7 @@ class CnnRnnConfig(PreTrainedConfig):
         return cls(**{"vocab_size": len(tokenizer)} | {name: getattr(tokenizer, name) for name in names} | kwargs)
 
     def validate_architecture(self):
-        """Check what spans several fields; run by `@strict` when the configuration is made."""
+        """Check conditions on several fields; run by `@strict` when the configuration is made."""
         for name in ("vocab_size", "hidden_size", "embedding_size", "num_hidden_layers", "attention_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}: pass a positive number.")
@@ -155,7 +155,7 @@ class CnnRnnConfig(PreTrainedConfig):
             i for i in (self.pad_token_id, self.bos_token_id, *eos_token_ids, self.unk_token_id) if i is not None
         ]
         if len(set(special)) < len(special):
-            # where the end of a sentence is also its padding, the end is never learned and sentences run on
+            # if the end token is also the padding, it has no loss, and sentences never end
             raise ValueError(
                 f"`pad_token_id` ({self.pad_token_id}), `bos_token_id` ({self.bos_token_id}), `eos_token_id` "
                 f"({self.eos_token_id}) and `unk_token_id` ({self.unk_token_id}) must be different tokens."

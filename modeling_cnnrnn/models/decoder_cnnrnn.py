@@ -122,8 +122,8 @@ class CnnRnnDecoder(CnnRnnPreTrainedModel):
     ) -> tuple[list[torch.Tensor], State | None, torch.Tensor | None]:
         """Read sequences in the cheapest way. Returns the outputs of each layer, the last state, the attention weights."""
         has_steps = self.attention is not None or mask is not None
-        in_training = self.training and lengths is not None and mask is None
-        if in_training and (has_steps or needs_steps(inputs)) and can_gather(self.layers, self.attention):
+        has_short_way = self.training and mask is None and (has_steps or needs_steps(inputs))
+        if lengths is not None and has_short_way and can_gather(self.layers, self.attention):
             outputs, attentions = run_training_steps(self, inputs, state, regions, keys, lengths)
             return outputs, None, attentions
         states = [tuple(s[index : index + 1] for s in state) for index in range(len(self.layers))]
@@ -169,17 +169,19 @@ class CnnRnnDecoder(CnnRnnPreTrainedModel):
         return inputs, state, mask, lengths
 
     def _read_words(
-        self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, regions: torch.Tensor | None, cache
+        self,
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None,
+        regions: torch.Tensor,
+        cache: CnnRnnCache,
     ) -> torch.Tensor:
         """Check the inputs of a forward pass and return the embeddings of its words, `(N, T, embedding_size)`."""
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Pass either `decoder_input_ids` or `decoder_inputs_embeds`, and not both.")
-        if regions is None:
-            raise ValueError("The decoder needs `encoder_hidden_states`: it describes an image.")
-        if inputs_embeds is None:
+        if input_ids is not None and inputs_embeds is None:
             if cache.state is None:  # generation later feeds tokens of the model itself
                 self.check_input_ids(input_ids)
             inputs_embeds = self.embed_tokens(input_ids)
+        elif inputs_embeds is None or input_ids is not None:
+            raise ValueError("Pass either `decoder_input_ids` or `decoder_inputs_embeds`, and not both.")
         num_sequences, num_images = inputs_embeds.shape[0], regions.shape[0]
         if num_sequences < num_images or num_sequences % num_images:
             raise ValueError(
@@ -188,7 +190,7 @@ class CnnRnnDecoder(CnnRnnPreTrainedModel):
             )
         return inputs_embeds
 
-    def check_input_ids(self, input_ids: torch.LongTensor):
+    def check_input_ids(self, input_ids: torch.Tensor):
         """Raise a `ValueError` if a token is outside the vocabulary."""
         if torch.compiler.is_compiling() or input_ids.numel() == 0:
             return
@@ -202,7 +204,7 @@ class CnnRnnDecoder(CnnRnnPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         past_key_values: CnnRnnCache | None = None,
@@ -210,7 +212,7 @@ class CnnRnnDecoder(CnnRnnPreTrainedModel):
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
-        lengths: torch.LongTensor | None = None,
+        lengths: torch.Tensor | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         """
@@ -232,6 +234,8 @@ class CnnRnnDecoder(CnnRnnPreTrainedModel):
         output_hidden_states = (
             output_hidden_states if output_hidden_states is not None else self.config.output_hidden_states
         )
+        if encoder_hidden_states is None:
+            raise ValueError("The decoder needs `encoder_hidden_states`: it describes an image.")
         regions, cache = encoder_hidden_states, past_key_values if past_key_values is not None else CnnRnnCache()
         inputs_embeds = self._read_words(input_ids, inputs_embeds, regions, cache)
         num_tokens = inputs_embeds.shape[1]
@@ -243,8 +247,8 @@ class CnnRnnDecoder(CnnRnnPreTrainedModel):
         )
         if self.attention is not None and cache.keys is None:
             cache.keys = self.attention.key(regions)
-        outputs, state, attentions = self._run(inputs, state, regions, cache.keys, mask, lengths)
-        cache.update(state, num_tokens)
+        outputs, new_state, attentions = self._run(inputs, state, regions, cache.keys, mask, lengths)
+        cache.update(new_state, num_tokens)
         if inputs.shape[1] > num_tokens:  # the image was the first token: no word is predicted from it alone
             outputs = [output[:, 1:] for output in outputs]
             attentions = attentions[:, 1:] if attentions is not None else None

@@ -31,7 +31,7 @@ class CnnRnnEncoder(CnnRnnPreTrainedModel):
     @torch.no_grad()
     def _num_feature_channels(self) -> int:
         """Count the channels of the CNN's feature map on a black image; raise a `ValueError` if it returns none."""
-        kind = f"`encoder` (`model_type` '{self.config.encoder.model_type}')"
+        kind = f"`encoder` (`model_type` '{getattr(self.config.encoder, 'model_type', None)}')"
         remedy = "pass a CNN such as ResNet, ConvNeXt, EfficientNet or MobileNet."
         size = getattr(self.config.encoder, "image_size", None) or 64
         height, width = (size, size) if isinstance(size, int) else size
@@ -132,13 +132,13 @@ class CnnRnnEncoder(CnnRnnPreTrainedModel):
         Raises:
             ValueError: neither or both are given, or as `get_image_features`.
         """
-        if (pixel_values is None) == (image_features is None):
-            raise ValueError("Pass either `pixel_values` or `image_features` (or `encoder_outputs`), and not both.")
         hidden_states = None
-        if image_features is None:
+        if pixel_values is not None and image_features is None:
             if output_hidden_states is None:
                 output_hidden_states = self.config.output_hidden_states
             image_features, hidden_states = self.get_image_features(pixel_values, bool(output_hidden_states))
+        elif image_features is None or pixel_values is not None:
+            raise ValueError("Pass either `pixel_values` or `image_features` (or `encoder_outputs`), and not both.")
         image_features = image_features.to(self.dtype)
         if self.config.attention_type == "none":
             image_features = image_features.mean(dim=1, keepdim=True)

@@ -95,7 +95,7 @@ class CnnRnnGenerationMixin(GenerationMixin):
 
     def score_sentences(
         self,
-        sequences: torch.LongTensor,
+        sequences: torch.Tensor,
         encoder_outputs: BaseModelOutput | tuple,
         output_attentions: bool = False,
         num_prompt_tokens: int = 0,

@@ -54,7 +54,7 @@ class CnnRnnModel(CnnRnnPreTrainedModel):
     def forward(
         self,
         pixel_values: torch.Tensor | None = None,
-        decoder_input_ids: torch.LongTensor | None = None,
+        decoder_input_ids: torch.Tensor | None = None,
         decoder_attention_mask: torch.Tensor | None = None,
         encoder_outputs: BaseModelOutput | tuple | None = None,
         past_key_values: CnnRnnCache | None = None,
@@ -63,7 +63,7 @@ class CnnRnnModel(CnnRnnPreTrainedModel):
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
-        lengths: torch.LongTensor | None = None,
+        lengths: torch.Tensor | None = None,
         **kwargs,
     ) -> Seq2SeqModelOutput:
         """
@@ -85,9 +85,8 @@ class CnnRnnModel(CnnRnnPreTrainedModel):
             encoder_outputs = self.encoder(
                 pixel_values, image_features, output_hidden_states=output_hidden_states, return_dict=True
             )
-        elif not isinstance(encoder_outputs, BaseModelOutput):
-            encoder_outputs = BaseModelOutput(*encoder_outputs)
-        self._check_num_captions(encoder_outputs.last_hidden_state, decoder_input_ids, decoder_inputs_embeds)
+        encoded = encoder_outputs if isinstance(encoder_outputs, BaseModelOutput) else BaseModelOutput(*encoder_outputs)
+        self._check_num_captions(encoded.last_hidden_state, decoder_input_ids, decoder_inputs_embeds)
         if decoder_input_ids is not None and decoder_input_ids.ndim == 3:
             decoder_input_ids = decoder_input_ids.flatten(0, 1)
             if decoder_attention_mask is not None:
@@ -95,7 +94,7 @@ class CnnRnnModel(CnnRnnPreTrainedModel):
         decoder_outputs = self.decoder(
             input_ids=decoder_input_ids,
             attention_mask=decoder_attention_mask,
-            encoder_hidden_states=encoder_outputs.last_hidden_state,
+            encoder_hidden_states=encoded.last_hidden_state,
             past_key_values=past_key_values,
             inputs_embeds=decoder_inputs_embeds,
             use_cache=use_cache,
@@ -109,8 +108,8 @@ class CnnRnnModel(CnnRnnPreTrainedModel):
             past_key_values=decoder_outputs.past_key_values,
             decoder_hidden_states=decoder_outputs.hidden_states,
             cross_attentions=decoder_outputs.cross_attentions,
-            encoder_last_hidden_state=encoder_outputs.last_hidden_state,
-            encoder_hidden_states=encoder_outputs.hidden_states,
+            encoder_last_hidden_state=encoded.last_hidden_state,
+            encoder_hidden_states=encoded.hidden_states,
         )
 
     def _check_num_captions(self, regions, decoder_input_ids, decoder_inputs_embeds):
@@ -175,7 +174,7 @@ class CnnRnnForConditionalGeneration(CnnRnnPreTrainedModel, CnnRnnGenerationMixi
         encoder.cnn = AutoModel.from_pretrained(pretrained_model_name_or_path, **encoder_kwargs)
         align_weights(encoder.cnn)
         encoder.train(model.training)
-        model.config.encoder.dtype = None  # the captioner has one dtype, its own
+        model.config.encoder.dtype = None  # type: ignore[union-attr]  # the captioner has one dtype, its own
         return model.eval()
 
     def save_pretrained(self, save_directory, *args, **kwargs):
@@ -205,22 +204,23 @@ class CnnRnnForConditionalGeneration(CnnRnnPreTrainedModel, CnnRnnGenerationMixi
     def set_input_embeddings(self, value):
         self.model.set_input_embeddings(value)
 
-    def prepare_decoder_input_ids_from_labels(self, labels: torch.Tensor) -> torch.LongTensor:
+    def prepare_decoder_input_ids_from_labels(self, labels: torch.Tensor) -> torch.Tensor:
         """Shift labels `(..., T)` to what the decoder reads when it predicts them: one step later, after the start token."""
-        decoder_input_ids = labels.new_full(labels.shape, self.config.decoder_start_token_id)
+        decoder_input_ids = labels.new_full(labels.shape, self.config.decoder_start_token_id)  # type: ignore[arg-type]
         decoder_input_ids[..., 1:] = labels[..., :-1]
-        return decoder_input_ids.masked_fill(decoder_input_ids == IGNORE_INDEX, self.config.pad_token_id)
+        is_ignored = decoder_input_ids == IGNORE_INDEX
+        return decoder_input_ids.masked_fill(is_ignored, self.config.pad_token_id)  # type: ignore[arg-type]
 
     @can_return_tuple
     def forward(
         self,
         pixel_values: torch.Tensor | None = None,
-        decoder_input_ids: torch.LongTensor | None = None,
+        decoder_input_ids: torch.Tensor | None = None,
         decoder_attention_mask: torch.Tensor | None = None,
         encoder_outputs: BaseModelOutput | tuple | None = None,
         past_key_values: CnnRnnCache | None = None,
         decoder_inputs_embeds: torch.Tensor | None = None,
-        labels: torch.LongTensor | None = None,
+        labels: torch.Tensor | None = None,
         image_features: torch.Tensor | None = None,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
@@ -265,11 +265,10 @@ class CnnRnnForConditionalGeneration(CnnRnnPreTrainedModel, CnnRnnGenerationMixi
         if labels is not None:
             use_cache = False
             if self.training and skip_logits and not (output_attentions or output_hidden_states):
-                places = torch.arange(1, labels.shape[-1] + 1, device=labels.device)
-                lengths = (self._is_token(labels) * places).amax(dim=-1).clamp(min=1).flatten()
+                lengths = self._lengths(labels)
             if decoder_input_ids is None and decoder_inputs_embeds is None:
                 decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
-            if self.training and scheduled_sampling_probability > 0:
+            if self.training and scheduled_sampling_probability > 0 and decoder_input_ids is not None:
                 if encoder_outputs is None:
                     encoder_outputs = self.get_encoder()(pixel_values, image_features, return_dict=True)
                 decoder_input_ids = self._mix_in_own_words(
@@ -311,10 +310,15 @@ class CnnRnnForConditionalGeneration(CnnRnnPreTrainedModel, CnnRnnGenerationMixi
         """Mark the labels that have a loss."""
         return (labels != IGNORE_INDEX) & (labels != self.config.pad_token_id)
 
+    def _lengths(self, labels: torch.Tensor) -> torch.Tensor:
+        """Count the tokens of each caption up to its last one with a loss, and at least 1, `(N,)`."""
+        places = torch.arange(1, labels.shape[-1] + 1, device=labels.device)
+        return (self._is_token(labels) * places).amax(dim=-1).clamp(min=1).flatten()
+
     @torch.no_grad()
     def _mix_in_own_words(
-        self, decoder_input_ids: torch.LongTensor, regions: torch.Tensor, probability: float
-    ) -> torch.LongTensor:
+        self, decoder_input_ids: torch.Tensor, regions: torch.Tensor, probability: float
+    ) -> torch.Tensor:
         """Replace some words by samples of the model, each given the words before it (scheduled sampling)."""
         mixed = decoder_input_ids.flatten(0, -2).clone()
         is_replaced = torch.rand(mixed.shape, device=mixed.device) < probability

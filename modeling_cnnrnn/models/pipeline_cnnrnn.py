@@ -1,7 +1,7 @@
-"""The `image-to-text` pipeline, which transformers 5 no longer has."""
+"""The `image-to-text` pipeline, which transformers 5 does not have."""
 
-# transformers types what a pipeline overrides as it is in its own base class
-# mypy: disable-error-code="arg-type, assignment, misc, operator, override, union-attr"
+# in transformers, a pipeline's flags are typed `None` and its methods without the arguments of subclasses
+# mypy: disable-error-code="assignment, override"
 
 from collections.abc import Iterable, Mapping
 from os import PathLike
@@ -30,17 +30,17 @@ CUSTOM_PIPELINES = {
 
 class ImageToTextPipeline(Pipeline):
     """
-    Images to sentences, called as transformers 4 called its pipeline of this name.
+    Write sentences about images; called like the pipeline of this name in transformers 4.
 
     Args:
         model: a captioner.
-        processor: its processor, by default the one in the place that the model was loaded from.
+        processor: its processor; by default loaded from the folder or repository of the model.
         tokenizer: a tokenizer to use in place of the processor's.
         image_processor: an image processor to use in place of the processor's.
         **kwargs: as in [`~transformers.Pipeline`]; arguments of a call given here are the defaults of all calls.
 
     Raises:
-        ValueError: there is neither a processor nor a place to load one from.
+        ValueError: no processor is given, and the model was not loaded from anywhere.
 
     ```python
     >>> import modeling_cnnrnn
@@ -51,14 +51,16 @@ class ImageToTextPipeline(Pipeline):
     ```
     """
 
+    model: Any
+    processor: Any
     # The processor flattens transparency, scales 16 bits, ...; the image processor in it would get raw images.
     _load_processor = None
     _load_image_processor = False
     _load_feature_extractor = False
     _load_video_processor = False
     _load_tokenizer = False
-    # With True, transformers takes generation options of the constructor aside, for a helper whose name and duties
-    # change between its versions. With False all options come through `_sanitize_parameters`.
+    # With True, transformers keeps generation options of the constructor for a helper whose name and duties change between
+    # its versions. With False all options pass through `_sanitize_parameters`.
     _pipeline_calls_generate = False
 
     def __init__(self, model, processor=None, tokenizer=None, image_processor=None, **kwargs):
@@ -82,25 +84,25 @@ class ImageToTextPipeline(Pipeline):
                 images, or a stream of them: a dataset, a column of one, `KeyDataset`, or a generator. Rows of a
                 dataset are dictionaries with an `"image"`. Also accepted as `images`, the name in transformers 4.
             prompt (`str`, *optional*): how the sentences begin; part of `generated_text`.
-            max_new_tokens (`int`, *optional*): how many tokens are written at most.
+            max_new_tokens (`int`, *optional*): number of tokens of a sentence at most.
             generate_kwargs (`dict`, *optional*): options of `generate`, such as `{"num_beams": 3}`.
-            num_return_sequences (`int`, *optional*): sentences for each image; needs sampling or as many beams.
-            return_scores (`bool`, *optional*): whether the log-probability of each sentence is returned.
+            num_return_sequences (`int`, *optional*): number of sentences for each image; needs sampling or as many beams.
+            return_scores (`bool`, *optional*): whether to return the log-probability of each sentence.
             timeout (`float`, *optional*, defaults to 60): seconds that downloading an image may take.
             allow_private_addresses (`bool`, *optional*, defaults to `True`): whether a URL may be at a private, loopback
                 or link-local address. Pass `False` for URLs of strangers.
-            batch_size (`int`, *optional*, defaults to 1): images that go through the model together.
+            batch_size (`int`, *optional*, defaults to 1): number of images that the model processes together.
 
         Returns:
             For one image a list with a dictionary for each sentence, for a list of images a list of such lists, for
             a stream an iterator over them.
             - **generated_text** (`str`): the sentence.
-            - **score** (`float`, with `return_scores`): its log-probability in nats, the sum over the tokens written
-              after the prompt, with the end token if the sentence came to it. It is that of the model, whatever beam
-              search, temperature or suppressed tokens made of it in the choice of words.
+            - **score** (`float`, with `return_scores`): its log-probability in nats, the sum over the tokens after the
+              prompt, with the end token if there is one. It is the probability by the model alone, without the length
+              penalty of beam search, the temperature or suppressed tokens that the words were chosen with.
 
         Raises:
-            ValueError: `inputs` is missing or an empty list, an option is given twice, or an image is not usable.
+            ValueError: `inputs` is missing or an empty list, an option is given twice, or an image cannot be read.
             OSError: an image cannot be read.
         """
         inputs = kwargs.pop("images", inputs)
@@ -164,7 +166,7 @@ class ImageToTextPipeline(Pipeline):
         return {name: value.unflatten(0, (batch_size, -1)) for name, value in result.items()}
 
     def _log_probabilities(self, output, generate_kwargs) -> torch.Tensor:
-        """Log-probability of each sequence, up to its first end token, `(batch_size * num_return_sequences,)`."""
+        """Add up the log-probabilities of each sentence, to its first end token, `(batch_size * num_return_sequences,)`."""
         log_probabilities = self.model.compute_transition_scores(
             output.sequences, output.logits, getattr(output, "beam_indices", None), normalize_logits=True
         )
@@ -184,7 +186,7 @@ class ImageToTextPipeline(Pipeline):
 
 def pipeline(task: str | None = None, model: Any = None, **kwargs) -> Pipeline:
     """
-    `transformers.pipeline` that knows `image-to-text` (and `image-captioning`, another name for it).
+    Make a pipeline as `transformers.pipeline` does, also for `image-to-text` (and `image-captioning`, its other name).
 
     Args:
         task: the task; [`ImageToTextPipeline`] serves these two, transformers all others.
@@ -196,9 +198,9 @@ def pipeline(task: str | None = None, model: Any = None, **kwargs) -> Pipeline:
     ```
     """
     if task in ("image-to-text", "image-captioning"):
-        # transformers 5 makes "image-text-to-text" of the name "image-to-text", and warns; the models are the same
+        # transformers 5 replaces "image-to-text" by "image-text-to-text", and warns; the models of both are the same
         task, kwargs = "image-text-to-text", {"pipeline_class": ImageToTextPipeline, **kwargs}
-    return transformers.pipeline(task, model=model, **kwargs)
+    return transformers.pipeline(task, model=model, **kwargs)  # type: ignore[arg-type]
 
 
 __all__ = ["CUSTOM_PIPELINES", "ImageToTextPipeline", "pipeline"]

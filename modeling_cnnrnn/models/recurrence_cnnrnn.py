@@ -41,7 +41,7 @@ class CnnRnnCache(Cache):
     def __len__(self) -> int:
         return 0 if self.state is None else self.state[0].shape[0]
 
-    def reorder_cache(self, beam_idx: torch.LongTensor):
+    def reorder_cache(self, beam_idx: torch.Tensor):
         # beams change places only within an image, and the keys belong to the image: only the state moves
         if self.state is not None:
             self.state = tuple(s.index_select(1, beam_idx.to(s.device)) for s in self.state)

@@ -1,13 +1,15 @@
 """The decoder: its equations, where the image enters, and what must not change its words."""
 
+from typing import get_args
+
 import pytest
 import torch
 from support.tiny_models import encoded
 from torch import nn
 from torch.testing import assert_close
 
-from modeling_cnnrnn import CnnRnnForConditionalGeneration
-from modeling_cnnrnn.models.attention_cnnrnn import CnnRnnAttention
+from modeling_cnnrnn import CnnRnnConfig, CnnRnnForConditionalGeneration
+from modeling_cnnrnn.models.attention_cnnrnn import ATTENTIONS, CnnRnnAttention
 
 
 def attend_by_hand(attention: CnnRnnAttention, hidden: torch.Tensor, regions: torch.Tensor):
@@ -25,6 +27,10 @@ def test_attention_is_a_loop_over_regions(tiny_config):
     for index in range(4):
         expected = attend_by_hand(attention, hidden[index], regions[index // 2])
         assert_close((context[index], weights[index]), expected)
+
+
+def test_every_choice_of_the_configuration_is_an_attention():
+    assert get_args(CnnRnnConfig.__annotations__["attention_type"]) == ("none", *ATTENTIONS)
 
 
 CELLS = {
