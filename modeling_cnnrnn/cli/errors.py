@@ -26,9 +26,20 @@ def user_errors(on_interrupt: str = "Stopped.") -> Iterator[None]:
     except Exception as error:
         if os.environ.get("CNNRNN_DEBUG") or not _is_users(error):
             raise
-        sys.exit(f"Error: {error}")
+        sys.exit(f"Error: {error}{_remedy(error)}")
     except KeyboardInterrupt:
         sys.exit(on_interrupt)
+
+
+def _remedy(error: Exception) -> str:
+    """Name the extra that brings a missing library."""
+    is_extra = isinstance(error, ModuleNotFoundError) and error.name in (
+        "accelerate",
+        "datasets",
+        "jinja2",
+        "matplotlib",
+    )
+    return ": pip install 'modeling-cnnrnn[train]' brings it." if is_extra else ""
 
 
 def _is_users(error: Exception) -> bool:

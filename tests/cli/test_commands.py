@@ -268,6 +268,14 @@ def test_a_mistake_shows_where_it_came_from_if_asked_to(monkeypatch):
         app(["caption", "nowhere.jpg", "--model_name_or_path", "mine"])
 
 
+def test_a_missing_library_is_named_with_the_extra_that_brings_it(tmp_path, monkeypatch, capfd):
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    monkeypatch.delitem(sys.modules, "modeling_cnnrnn.training.captioning", raising=False)
+    monkeypatch.delitem(sys.modules, "modeling_cnnrnn.training.trainer", raising=False)
+    assert cnnrnn("train", "--output_dir", tmp_path) == 1
+    assert "pip install 'modeling-cnnrnn[train]'" in capfd.readouterr().err
+
+
 def test_an_error_of_the_program_is_not_called_a_mistake():
     with pytest.raises(KeyError), errors.user_errors():
         {}["missing"]
