@@ -10,6 +10,7 @@ from .perplexity import perplexity
 from .ptb_tokenizer import ptb_tokenize
 from .retrieval import retrieval_metrics
 from .scores import CaptionScores, caption_metrics, group_by_image
+from .words import tokenize_captions
 
 
 __all__ = [
@@ -23,4 +24,5 @@ __all__ = [
     "perplexity",
     "ptb_tokenize",
     "retrieval_metrics",
+    "tokenize_captions",
 ]

@@ -130,7 +130,7 @@ class DocumentFrequency:
 
         Args:
             references: the captions of each training image: all sequences of token ids, or all strings of tokens (see
-                `ptb_tokenize`). Count the same kind of tokens that is scored later, with or without the end token.
+                `tokenize_captions`). Count the same kind of tokens that is scored later, with or without the end token.
         """
         numbering = Numbering()
         captions = encode([caption for captions in references for caption in captions], numbering)

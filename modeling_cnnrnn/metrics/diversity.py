@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from .ngrams import count_ngrams, encode
-from .ptb_tokenizer import ptb_tokenize
+from .words import tokenize_captions
 
 
 # A caption that ends in one of these breaks off: "a man with a". Words that can end a sentence ("on", "by") are not here.
@@ -24,7 +24,7 @@ def caption_health(
     unknown_word: str = "<unk>",
 ) -> dict[str, float]:
     """
-    Describe a set of predictions without references. Words are the tokens of `ptb_tokenize`.
+    Describe a set of predictions without references. Words are those of `tokenize_captions`.
 
     Args:
         predictions: raw captions.
@@ -45,7 +45,7 @@ def caption_health(
     """
     if not len(predictions):
         raise ValueError("`predictions` is empty: pass at least one caption.")
-    captions = ptb_tokenize(predictions)
+    captions = tokenize_captions(predictions)
     words = [caption.split() for caption in captions]
     encoded = encode(captions)
     health = {
@@ -57,7 +57,7 @@ def caption_health(
     for n, ngrams in enumerate(count_ngrams(encoded), start=1):
         health[f"distinct-{n}"] = ngrams.prefix.size / max(int(ngrams.count.sum()), 1)
     if training_captions is not None:
-        known = set(ptb_tokenize(training_captions))
+        known = set(tokenize_captions(training_captions))
         health["novel"] = float(np.mean([caption not in known for caption in captions]))
     unfinished = [not caption or caption[-1] in UNFINISHED_ENDINGS for caption in words]
     health["unfinished"] = float(np.mean(unfinished))

@@ -90,8 +90,8 @@ _SYMBOLS = """
 """
 
 
-def _characters(ranges: str) -> str:
-    """Make the inside of a regular expression's brackets."""
+def character_class(ranges: str) -> str:
+    """Turn ranges of hexadecimal code points into the inside of a regular expression's brackets."""
     return "".join("-".join(chr(int(code, 16)) for code in span.split("-")) for span in ranges.split())
 
 
@@ -99,7 +99,7 @@ def _any_of(words: str) -> str:
     return "|".join(words.split())
 
 
-_OTHER_LETTERS = _characters(_LETTERS)
+_OTHER_LETTERS = character_class(_LETTERS)
 _L = f"[A-Za-z{_OTHER_LETTERS}]"  # a letter
 _A = f"[A-Za-z0-9{_OTHER_LETTERS}]"  # a letter or digit
 _HYPHEN = "[-_\u058a\u2010\u2011]"
@@ -170,7 +170,7 @@ _SPACES = re.compile(r"[^\S\n]+").match
 _LINE_BREAK = re.compile("[\n\r\v\f\u2028\u2029]")
 # "\x1c", which takes the place of a vanished character, is white space for a regular expression but not in `_SPACE`:
 # it parts tokens and is no space between them.
-_VANISHING = re.compile(f"[^\t\n\u00a0 -~{_OTHER_LETTERS}{_characters(_SYMBOLS)}\u058a\u2010\u2011]")
+_VANISHING = re.compile(f"[^\t\n\u00a0 -~{_OTHER_LETTERS}{character_class(_SYMBOLS)}\u058a\u2010\u2011]")
 _VERB = re.compile("[A-Za-z]*[A-MO-Za-mo-z][Nn]").fullmatch
 _NOT = re.compile(f"[Nn]{_TICK}[Tt]").match
 _CONTRACTION = re.compile(f"{_APOSTROPHE}{_CLITIC}").match

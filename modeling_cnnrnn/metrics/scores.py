@@ -9,8 +9,8 @@ from .bleu import bleu
 from .cider import cider
 from .java import NotComputedError, meteor, spice
 from .ngrams import PairedCaptions
-from .ptb_tokenizer import ptb_tokenize
 from .rouge import rouge_l
+from .words import tokenize_captions
 
 
 METRICS = ("bleu", "rouge", "cider", "meteor", "spice")
@@ -73,9 +73,9 @@ def caption_metrics(
     image_ids, predictions, references = _align(predictions, references)
 
     # two texts, as in coco-caption: all references image by image, and all predictions
-    tokens = iter(ptb_tokenize([caption for captions in references for caption in captions]))
+    tokens = iter(tokenize_captions([caption for captions in references for caption in captions]))
     references = [[next(tokens) for _ in captions] for captions in references]
-    predictions = ptb_tokenize(predictions)
+    predictions = tokenize_captions(predictions)
 
     scores = CaptionScores(image_ids)
     paired = PairedCaptions.from_captions(predictions, references)
