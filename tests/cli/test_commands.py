@@ -217,14 +217,20 @@ def test_help_imports_no_heavy_library(words):
     assert finished.stderr == "\n"
 
 
-def test_help_takes_less_than_half_a_second_of_cpu():
+def cpu_seconds(*words: str) -> float:
+    """The least CPU time of three runs of Python."""
     times = []
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, "-m", "modeling_cnnrnn", "--help"], stdout=subprocess.DEVNULL, timeout=60)
+        subprocess.run([sys.executable, *words], stdout=subprocess.DEVNULL, timeout=60, check=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         times.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
-    assert min(times) < 0.5
+    return min(times)
+
+
+def test_help_takes_less_than_half_a_second_of_cpu():
+    busy = max(1.0, cpu_seconds("-c", "import typer") / 0.2)  # 0.15 s on a machine that does nothing else
+    assert cpu_seconds("-m", "modeling_cnnrnn", "--help") < 0.5 * busy
 
 
 def test_the_module_is_the_command(capsys):
