@@ -92,6 +92,35 @@ def whole_folder(path: str | os.PathLike, accelerator: "Accelerator | None" = No
         shutil.rmtree(previous, ignore_errors=True)
 
 
+def check_writable(folder: str | os.PathLike) -> None:
+    """
+    Make a folder, and find out before the work whether files can be written there.
+
+    Raises:
+        OSError: they cannot.
+    """
+    try:
+        with atomic_path(Path(folder) / ".write_test") as partial:
+            partial.write_bytes(b"test")
+        (Path(folder) / ".write_test").unlink()
+    except OSError as error:
+        raise OSError(
+            f"Nothing can be written to '{folder}' ({error.strerror or error}): pass another folder."
+        ) from error
+
+
+def link_files(source: str | os.PathLike, target: str | os.PathLike) -> None:
+    """Copy the files of a folder into a new one, as hard links where the disk has them: they take no further space."""
+    for path in Path(source).rglob("*"):
+        if path.is_file():
+            copy = Path(target) / path.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(path, copy)
+            except OSError:
+                shutil.copyfile(path, copy)
+
+
 def copy_files(source: str | os.PathLike, target: str | os.PathLike) -> None:
     """Copy the files of a folder into another, each of them whole or not at all; other files there stay."""
     for path in Path(source).rglob("*"):

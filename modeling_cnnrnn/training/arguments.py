@@ -180,6 +180,10 @@ class TrainingArguments:
         default=None, metadata={"help": "Steps between checkpoints, besides those of evaluations."}
     )
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep; older ones are removed."})
+    save_on_interrupt: bool = field(
+        default=False,
+        metadata={"help": "Save a checkpoint at Ctrl-C too, as at SIGTERM and SIGHUP; twice stops at once."},
+    )
     resume_from_checkpoint: str | None = field(
         default=None, metadata={"help": "Folder of the checkpoint to resume from, or 'latest'."}
     )

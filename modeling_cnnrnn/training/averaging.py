@@ -1,10 +1,13 @@
 """The moving average of a model's weights, which is evaluated and kept in place of the weights themselves."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from itertools import chain
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from .sharding import copy_from_whole_, in_one_piece, own_parts
@@ -30,8 +33,9 @@ class AveragedWeights:
             raise ValueError(
                 f"`ema_decay` is {decay}: pass a number between 0 and 1, such as 0.999, or 0 for no average."
             )
-        tensors = [t.detach() for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
-        self.tensors = tensors if decay else []
+        named = chain(model.named_parameters(), model.named_buffers()) if decay else ()
+        tensors = {name: tensor.detach() for name, tensor in named if tensor.is_floating_point()}
+        self.names, self.tensors = list(tensors), list(tensors.values())
         self.averages = [tensor.clone() for tensor in self.tensors]
         self.decay, self.warmup = decay, warmup
         self.num_updates = 0
@@ -60,25 +64,35 @@ class AveragedWeights:
         """Give the model the averaged weights for good: training continues from them."""
         _copy_(own_parts(self.tensors), own_parts(self.averages))
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the averages, each in one piece; all processes must call it together."""
-        return {"averages": [in_one_piece(average) for average in self.averages], "num_updates": self.num_updates}
+    def save(self, path: str | os.PathLike, is_main_process: bool = True) -> None:
+        """Write the averages as safetensors on the main process; all processes must call it together."""
+        averages = {name: in_one_piece(tensor) for name, tensor in zip(self.names, self.averages, strict=True)}
+        if averages and is_main_process:
+            contiguous = {name: tensor.contiguous() for name, tensor in averages.items()}
+            save_file(contiguous, path, {"num_updates": str(self.num_updates)})
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load(self, path: str | os.PathLike) -> None:
         """
-        Take over what `state_dict` returned.
+        Read what `save` wrote.
 
         Raises:
             ValueError: it is the average of another model, or there is an average on one side alone.
         """
-        if len(state["averages"]) != len(self.averages):
+        if not os.path.exists(path) and not self.averages:
+            return
+        if not os.path.exists(path) or not self.averages:
+            found = "no average" if self.averages else "an average of the weights"
             raise ValueError(
-                f"The checkpoint holds an average of {len(state['averages'])} tensors, and this training one of "
-                f"{len(self.averages)}: resume with the model and the `ema_decay` of the checkpoint."
+                f"The checkpoint holds {found}, and `ema_decay` is {self.decay}: resume with the one it had."
             )
-        for average, whole in zip(self.averages, state["averages"], strict=True):
-            copy_from_whole_(average, whole)
-        self.num_updates = state["num_updates"]
+        with safe_open(path, "pt") as saved:
+            if set(saved.keys()) != set(self.names):
+                raise ValueError(
+                    f"{path} holds the average of another model: resume with the options of the checkpoint."
+                )
+            for name, average in zip(self.names, self.averages, strict=True):
+                copy_from_whole_(average, saved.get_tensor(name))
+            self.num_updates = int((saved.metadata() or {})["num_updates"])
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """Hooks into a training, for those who watch it: a page, a notebook, a logger."""
 
+import logging
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,9 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from ..models.error_messages_cnnrnn import shown
+
 
 if TYPE_CHECKING:
     from .trainer import Trainer
+
+
+logger = logging.getLogger(__name__)
 
 
 class TrainerCallback:
@@ -43,6 +49,15 @@ class TrainerCallback:
 
     def on_train_end(self, trainer: "Trainer") -> None:
         """When the output folder holds the trained model."""
+
+
+@contextmanager
+def side_work(failure: str) -> Iterator[None]:
+    """Make a warning of any error in this context: pictures, pages and trackers must not end a training."""
+    try:
+        yield
+    except Exception as error:
+        logger.warning("%s, the training goes on: %s", failure, shown(error))
 
 
 @contextmanager

@@ -219,12 +219,11 @@ class CaptionTrainer(Trainer):
         scores, _ = score_captions(self.captions, self.references, checker=self.checker)
         for caption in self.captions[:3]:
             logger.info("    %s: %s", self.eval_dataset.image_ids[caption.row], caption.caption)
-        if self.accelerator.is_main_process:
-            self._save_sheet(self.captions[:: max(1, len(self.captions) // 12)][:12])
         return {"loss": evaluation.loss, **scores}
 
-    def _save_sheet(self, captions: Sequence[GeneratedCaption]) -> None:
-        """Draw captions below their images, and send the sheet to the trackers."""
+    def draw(self) -> None:
+        """Draw some captions below their images, and send the sheet to the trackers."""
+        captions = self.captions[:: max(1, len(self.captions) // 12)][:12]
         step = self.state.step
         sheet = self.output_dir / "samples" / f"step-{step:06d}.png"
         images = [load_stored_image(self.eval_dataset.images[caption.row]["image"]) for caption in captions]

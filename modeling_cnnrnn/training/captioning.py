@@ -21,6 +21,7 @@ from ..data.batching import CaptionDataset, RandomResizedCrop
 from ..data.loading import load_dataset_from, split_dataset
 from ..data.shapes import scenes_of
 from ..data.shapes.language import checker
+from ..files import check_writable
 from ..hub import push
 from ..models.configuration_cnnrnn import CnnRnnConfig
 from ..models.modeling_cnnrnn import CnnRnnForConditionalGeneration
@@ -108,6 +109,7 @@ def check_environment(accelerator: Accelerator, args: TrainingArguments, stage_a
 
     Raises:
         ValueError: there is no token to push with, or FSDP cannot do what is asked.
+        OSError: the output folder cannot be written to.
     """
     if args.push_to_hub and huggingface_hub.get_token() is None:
         raise ValueError("`push_to_hub` needs a token of the Hub: run `hf auth login`, or set HF_TOKEN.")
@@ -117,6 +119,7 @@ def check_environment(accelerator: Accelerator, args: TrainingArguments, stage_a
             "FSDP can only train in one stage, by cross-entropy, and clip gradients by their norm: leave out "
             "`unfreeze_encoder_after_...`, `self_critical_after_...` and `max_grad_value`, or train without FSDP."
         )
+    check_writable(args.output_dir)
 
 
 def load_splits(

@@ -1,9 +1,23 @@
 """Find, keep and remove the checkpoints of a training."""
 
+import json
 import os
 import re
 import shutil
+import zipfile
 from pathlib import Path
+
+from accelerate.utils import load as load_weights_only
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import ProcessorMixin
+
+from ..files import write_json
+from ..models.error_messages_cnnrnn import shown
+
+
+SCHEDULE_FILE = "scheduler.json"
 
 
 def checkpoints(output_dir: str | os.PathLike) -> list[Path]:
@@ -56,6 +70,79 @@ def check_output_dir(
             f"`output_dir` holds {existing.name} of an earlier training: resume it with --resume_from_checkpoint latest, "
             "remove it with --overwrite_output_dir true, or pass another folder."
         )
+
+
+def check_checkpoint(
+    checkpoint: Path, model: nn.Module, processing_class: ProcessorMixin | None, process_index: int = 0
+) -> None:
+    """
+    Compare a checkpoint with the model that is to be trained from it, and look for damage. Nothing is unpickled.
+
+    Raises:
+        ValueError: a file is damaged or foreign, or weights or vocabulary are of another model.
+    """
+    if foreign := sorted(path.name for path in checkpoint.glob("custom_checkpoint_*.pkl")):
+        raise ValueError(
+            f"{checkpoint} holds {foreign[0]}, which no training here writes and which may hold code: remove it."
+        )
+    for path in sorted(checkpoint.glob("*.bin")):
+        if not zipfile.is_zipfile(path):
+            raise ValueError(f"{path} is damaged: resume from another checkpoint.")
+    random_states = checkpoint / f"random_states_{process_index}.pkl"
+    try:
+        load_weights_only(random_states)  # accelerate goes on without a word where it cannot be read
+    except Exception as error:
+        raise ValueError(f"{random_states} cannot be read ({shown(error)}): resume from another checkpoint.") from error
+    weights = checkpoint / "model.safetensors"
+    if weights.is_file():
+        _check_shapes(weights, model)
+    best, tokenizer = checkpoint / "best" / "tokenizer.json", getattr(processing_class, "tokenizer", None)
+    if best.is_file() and tokenizer is not None:
+        vocabulary = json.loads(best.read_text(encoding="utf-8")).get("model", {}).get("vocab")
+        if isinstance(vocabulary, dict) and not vocabulary.items() <= tokenizer.get_vocab().items():
+            raise ValueError(
+                f"{checkpoint} was trained with another vocabulary: resume with the captions and the options that the "
+                "training was started with."
+            )
+
+
+def _check_shapes(weights: Path, model: nn.Module) -> None:
+    """Compare the names and sizes in a safetensors file with those of a model."""
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    try:
+        with safe_open(weights, "pt") as file:
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{weights} is damaged ({shown(error)}): resume from another checkpoint.") from error
+    for name, shape in found.items():
+        if expected.get(name) != shape:
+            here = f"{expected[name]}" if name in expected else "none"
+            raise ValueError(
+                f"{weights} has `{name}` of size {shape}, and the model to train has {here}: resume with the sizes and the "
+                "captions that the training was started with."
+            )
+
+
+def save_schedule(folder: Path, scheduler: LRScheduler) -> None:
+    """Write the state of a learning-rate schedule as JSON."""
+    state = {name: value for name, value in scheduler.state_dict().items() if name != "lr_lambdas"}  # functions
+    write_json(folder / SCHEDULE_FILE, state)
+
+
+def load_schedule(folder: Path, scheduler: LRScheduler) -> None:
+    """
+    Read what `save_schedule` wrote.
+
+    Raises:
+        ValueError: the file is missing or damaged.
+    """
+    path = folder / SCHEDULE_FILE
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+        own = scheduler.state_dict()
+        scheduler.load_state_dict({**own, **state})
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} cannot be read ({shown(error)}): resume from another checkpoint.") from error
 
 
 def remove_old_checkpoints(output_dir: str | os.PathLike, save_total_limit: int | None) -> None:

@@ -7,12 +7,10 @@ What a model is trained for is in the methods that a subclass overrides; see [`T
 import json
 import logging
 import math
-import os
 import time
-from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,21 +30,34 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
 from ..evaluation.provenance import EnergyMeter, peak_memory, provenance
-from ..files import copy_files, whole_folder, write_json
+from ..files import copy_files, link_files, whole_folder, write_json
+from ..models.error_messages_cnnrnn import shown
 from ..models.loss_cnnrnn import IGNORE_INDEX
 from .arguments import TrainingArguments
 from .averaging import AveragedWeights
-from .callbacks import TrainerCallback, random_state_kept
-from .checkpoints import check_output_dir, find_checkpoint, remove_later_checkpoints, remove_old_checkpoints
+from .callbacks import TrainerCallback, random_state_kept, side_work
+from .checkpoints import (
+    check_checkpoint,
+    check_output_dir,
+    checkpoints,
+    find_checkpoint,
+    load_schedule,
+    remove_later_checkpoints,
+    remove_old_checkpoints,
+    save_schedule,
+)
 from .curves import save_training_curves
+from .interruption import FolderLock, StopSignals
 from .optimization import decay_groups, in_groups, two_stage_scheduler, without_repeats
-from .sharding import unsharded, whole_weights
+from .sharding import own_parts, unsharded, whole_weights
+from .state import SinceLastLog, TrainerState
 from .tracking import find_trackers
 
 
 logger = logging.getLogger(__name__)
 
 STATE_FILE = "trainer_state.json"
+AVERAGE_FILE = "averaged_weights.safetensors"
 
 
 def create_accelerator(args: TrainingArguments) -> Accelerator:
@@ -72,50 +83,6 @@ def create_accelerator(args: TrainingArguments) -> Accelerator:
     logging.getLogger("modeling_cnnrnn").setLevel(logging.INFO if accelerator.is_main_process else logging.ERROR)
     transformers.logging.disable_progress_bar()  # of weights, which are read and written in no time
     return accelerator
-
-
-@dataclass
-class TrainerState:
-    """
-    Where a training stands: the content of `trainer_state.json`.
-
-    Attributes:
-        step: optimizer steps taken.
-        stage: name of the stage of the last step.
-        best: scores of the best evaluation, by the trainer's `metric_for_best_model`.
-        steps: a row for each log entry: step, loss, epoch, learning rates, speeds.
-        evaluations: a row for each evaluation: step and scores.
-        broken_images: reason why an image could not be read, by image id.
-        seconds: time that the training took, over all resumed parts.
-        energy_kwh: energy that the machine used in that time; `None` where codecarbon is not installed.
-    """
-
-    step: int = 0
-    stage: str = ""
-    best: dict[str, float] | None = None
-    steps: list[dict[str, float]] = field(default_factory=list)
-    evaluations: list[dict[str, float]] = field(default_factory=list)
-    broken_images: dict[str, str] = field(default_factory=dict)
-    seconds: float = 0.0
-    energy_kwh: float | None = None
-
-    def save_to_json(self, path: str | os.PathLike) -> None:
-        """Write the state whole or not at all."""
-        write_json(path, asdict(self))
-
-    @classmethod
-    def load_from_json(cls, path: str | os.PathLike) -> "TrainerState":
-        """Read what `save_to_json` wrote."""
-        return cls(**json.loads(Path(path).read_text(encoding="utf-8")))
-
-
-@dataclass
-class _SinceLastLog:
-    """What a log entry sums up."""
-
-    counts: dict[str, torch.Tensor] = field(default_factory=dict)
-    values: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    seconds: float = 0.0
 
 
 class Trainer:
@@ -184,7 +151,8 @@ class Trainer:
         self.state = TrainerState()
         self.stage: Hashable = None
         self.optimizer: Any = None  # what `create_optimizer` returns, then accelerate's wrapper around it
-        self._since_last_log = _SinceLastLog()
+        self._since_last_log = SinceLastLog()
+        self.signals = StopSignals(save_on_interrupt=args.save_on_interrupt)
 
     # what a subclass overrides
 
@@ -231,6 +199,9 @@ class Trainer:
     def end_stage(self, next_stage: Hashable) -> None:
         """Finish `self.stage`, after its last step and before this step is evaluated and saved."""
 
+    def draw(self) -> None:
+        """Show the last evaluation, on the main process, when its checkpoint is saved; a failure is a warning."""
+
     def log_values(self) -> dict[str, float]:
         """Return further columns of a log entry."""
         return {"learning_rate": self.optimizer.param_groups[0]["lr"]}
@@ -242,8 +213,15 @@ class Trainer:
         Train up to the last step, from the checkpoint that the options name or from the start.
 
         Raises:
-            ValueError: the loss is not finite; the checkpoint was saved in another stage than its step has now.
+            ValueError: the loss or a weight is not finite; the checkpoint is not one of this training; another training
+                writes to the output folder.
+            SystemExit: a signal asked to stop, and a checkpoint was saved.
         """
+        lock = FolderLock(self.output_dir) if self.accelerator.is_main_process else nullcontext()
+        with lock, self.signals:
+            return self._train()
+
+    def _train(self) -> TrainerState:
         self._begin()
         while self.state.step < self.num_steps:
             if self.stage_at(self.state.step) != self.stage:
@@ -315,6 +293,7 @@ class Trainer:
 
     def save_checkpoint(self) -> None:
         """Write all that resuming needs to `checkpoint-<step>`, and remove the oldest checkpoints."""
+        self._check_weights()
         self.state.seconds = time.perf_counter() - self._started
         if self.energy is not None and (used := self.energy.read()) is not None:
             self.state.energy_kwh = (self.state.energy_kwh or 0.0) + used
@@ -323,20 +302,51 @@ class Trainer:
         path = self.output_dir / f"checkpoint-{self.state.step}"
         with whole_folder(path, self.accelerator) as folder:
             self.accelerator.save_state(str(folder))
+            self.averaged.save(folder / AVERAGE_FILE, self.accelerator.is_main_process)
             if self.accelerator.is_main_process:
+                save_schedule(folder, self.scheduler)
                 self.state.save_to_json(folder / STATE_FILE)
+                link_files(
+                    self.output_dir / "best", folder / "best"
+                )  # a folder resumed elsewhere has the best model too
         if self.accelerator.is_main_process:
             remove_old_checkpoints(self.output_dir, self.args.save_total_limit)
         self._call("on_save", path)
+
+    def load_checkpoint(self, checkpoint: Path) -> None:
+        """
+        Read the weights, the optimizer, the schedule and the random state of a checkpoint.
+
+        Raises:
+            ValueError: a file is damaged or foreign.
+        """
+        try:
+            self.accelerator.load_state(str(checkpoint))  # unpickles nothing but weights
+            self.averaged.load(checkpoint / AVERAGE_FILE)
+        except ValueError:
+            raise
+        except Exception as error:
+            raise ValueError(
+                f"{checkpoint} cannot be loaded ({shown(error)}): resume from another checkpoint."
+            ) from error
+        load_schedule(checkpoint, self.scheduler)
+        if self.accelerator.is_main_process and (checkpoint / "best").is_dir():
+            with whole_folder(self.output_dir / "best") as folder:
+                copy_files(checkpoint / "best", folder)
+        logger.info("Resuming from %s, step %d.", checkpoint, self.state.step)
 
     def load_state(self, checkpoint: Path) -> None:
         """
         Read where the training stood when the checkpoint was saved.
 
         Raises:
-            ValueError: it was saved in another stage than its step has now.
+            ValueError: it is damaged, is of another model, or was saved in another stage than its step has now.
         """
+        check_checkpoint(checkpoint, self.model, self.processing_class, self.accelerator.process_index)
         self.state = TrainerState.load_from_json(checkpoint / STATE_FILE)
+        if changed := self.state.changed_options(self._options()):
+            logger.warning("Resuming with other options than those of the checkpoint: %s.", ", ".join(changed))
+        self.state.options |= self._options()
         stage = str(self.stage_at(self.state.step - 1))
         if self.state.stage != stage:
             raise ValueError(
@@ -358,6 +368,7 @@ class Trainer:
     def _begin(self) -> None:
         accelerator, args = self.accelerator, self.args
         checkpoint = find_checkpoint(self.output_dir, args.resume_from_checkpoint)
+        self.state.options = self._options()
         if checkpoint is not None:
             self.load_state(checkpoint)
         if accelerator.is_main_process:
@@ -367,13 +378,11 @@ class Trainer:
         self.scheduler = self.create_scheduler(self.optimizer)
         self.enter_stage()
         self.averaged = self.create_averaged_weights()
-        accelerator.register_for_checkpointing(self.scheduler, self.averaged)
         if checkpoint is not None:
-            accelerator.load_state(str(checkpoint))
-            logger.info("Resuming from %s, step %d.", checkpoint, self.state.step)
+            self.load_checkpoint(checkpoint)
         if accelerator.log_with:
-            config = {name: value for group in self.options.values() for name, value in group.items()}
-            accelerator.init_trackers(self.project_name, {k: v for k, v in config.items() if v is not None})
+            given = {name: value for name, value in self._options().items() if value is not None}
+            accelerator.init_trackers(self.project_name, given)
         if checkpoint is None:
             set_seed(args.seed, device_specific=True)
         self.energy = EnergyMeter() if accelerator.is_main_process else None
@@ -388,12 +397,32 @@ class Trainer:
         self._call("on_train_begin")
         self._call("on_stage_begin")
 
+    def _options(self) -> dict[str, Any]:
+        """All options by name, as JSON has them."""
+        flat = {name: value for group in self.options.values() for name, value in group.items()}
+        return json.loads(json.dumps(flat, default=str))
+
+    def _check_weights(self) -> None:
+        """Refuse to save or to evaluate a model that has diverged."""
+        if all(bool(tensor.isfinite().all()) for tensor in own_parts(self.model.parameters())):
+            return
+        good = checkpoints(self.output_dir)
+        remedy = f"the last good checkpoint is {good[-1]}; " if good else ""
+        raise ValueError(
+            f"A weight is not finite after step {self.state.step}, and nothing of it is saved: {remedy}pass a smaller "
+            "--learning_rate."
+        )
+
     def _sum_counts(self, inputs: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         """Sum the counts of micro-batches over all processes, here and for the log."""
         counts = [self.count_items(batch) for batch in inputs]
         names = list(counts[0])
         total: Any = sum(torch.stack(list(count.values())) for count in counts)
-        summed = dict(zip(names, self.accelerator.reduce(total, reduction="sum"), strict=True))
+        # processes stop after the same step: whether one was asked to travels with the counts
+        total = torch.cat([total, total.new_tensor([int(self.signals.received is not None)])])
+        *sums, stops = self.accelerator.reduce(total, reduction="sum")
+        self._stops = bool(stops)
+        summed = dict(zip(names, sums, strict=True))
         for name, count in summed.items():
             self._since_last_log.counts[name] = self._since_last_log.counts.get(name, 0.0) + count
         return summed
@@ -422,10 +451,15 @@ class Trainer:
         self._call("on_step_end", loss)
         evaluates = step % self.eval_steps == 0 or is_last
         if evaluates:
+            self._check_weights()
             with self.averaged.applied(), whole_weights(self.model):
                 self._evaluate()
-        if evaluates or (args.save_steps and step % args.save_steps == 0):
+        if evaluates or self._stops or (args.save_steps and step % args.save_steps == 0):
             self.save_checkpoint()
+        if evaluates:
+            self._show()
+        if self._stops and not is_last:
+            self._stop()
         self._clock = time.perf_counter()
 
     def _log(self, loss: float) -> None:
@@ -441,11 +475,13 @@ class Trainer:
         speeds = {f"{name}_per_second": round(count.item() / seconds, 1) for name, count in since.counts.items()}
         row |= speeds
         self.state.steps.append(row)
-        shown = dict(list(speeds.items())[-1:])
-        self.bar.set_postfix(loss=f"{loss:.3f}", epoch=(step - 1) // self.steps_per_epoch, **shown)
+        speed = dict(list(speeds.items())[-1:])
+        self.bar.set_postfix(loss=f"{loss:.3f}", epoch=(step - 1) // self.steps_per_epoch, **speed)
         if self.accelerator.log_with:
-            self.accelerator.log({f"train/{name}": value for name, value in row.items() if name != "step"}, step=step)
-        self._since_last_log = _SinceLastLog()
+            with side_work("A tracker failed"):
+                logs = {f"train/{name}": value for name, value in row.items() if name != "step"}
+                self.accelerator.log(logs, step=step)
+        self._since_last_log = SinceLastLog()
         self._call("on_log", row)
 
     def _evaluate(self) -> None:
@@ -459,14 +495,30 @@ class Trainer:
         if self.state.best is None or scores[metric] > self.state.best[metric]:
             self.state.best = scores
             self.save_model(self.output_dir / "best")
-        if self.accelerator.is_main_process:
-            save_training_curves(
-                self.output_dir / "training_curves.png", self.state.steps, self.state.evaluations, self.curves
-            )
-        if self.accelerator.log_with:
-            self.accelerator.log({f"eval/{name}": value for name, value in scores.items() if name != "step"}, step=step)
         self._call("on_evaluate", scores)
         self.accelerator.wait_for_everyone()
+
+    def _show(self) -> None:
+        """Draw and report the last evaluation: side work, after all that matters has been saved."""
+        if not self.accelerator.is_main_process:
+            return
+        state = self.state
+        with side_work("The curves could not be drawn"):
+            save_training_curves(self.output_dir / "training_curves.png", state.steps, state.evaluations, self.curves)
+        with side_work("The evaluation could not be drawn"), random_state_kept(self.accelerator.device):
+            self.draw()
+        if self.accelerator.log_with:
+            scores = {f"eval/{name}": value for name, value in state.evaluations[-1].items() if name != "step"}
+            with side_work("A tracker failed"):
+                self.accelerator.log(scores, step=state.step)
+
+    def _stop(self) -> None:
+        """End the process after the checkpoint of a training that was asked to stop."""
+        self.bar.close()
+        path = self.output_dir / f"checkpoint-{self.state.step}"
+        logger.warning("Stopped by %s: %s is saved; resume with --resume_from_checkpoint latest.", self.signals, path)
+        self.accelerator.end_training()
+        raise SystemExit(self.signals.exit_status)
 
     def _end(self) -> None:
         """Leave the best model and the results in the output folder."""
@@ -477,6 +529,8 @@ class Trainer:
             for image_id, reason in sorted(state.broken_images.items()):
                 logger.warning("    %s: %s", image_id, reason)
         if accelerator.is_main_process:
+            if not (self.output_dir / "best" / "config.json").is_file():
+                raise OSError(f"{self.output_dir / 'best'} holds no model: it was removed while the training ran.")
             copy_files(self.output_dir / "best", self.output_dir)
             results: dict[str, Any] = {"best": state.best, "evaluations": state.evaluations, "seconds": state.seconds}
             results |= {"energy_kwh": state.energy_kwh, **peak_memory(accelerator), **provenance(accelerator)}
@@ -494,5 +548,6 @@ class Trainer:
         if self.callbacks and self.accelerator.is_main_process:
             with random_state_kept(self.accelerator.device):
                 for callback in self.callbacks:
-                    getattr(callback, hook)(self, *arguments)
+                    with side_work(f"{type(callback).__name__}.{hook} failed"):
+                        getattr(callback, hook)(self, *arguments)
             self.wrapped.train()

@@ -101,7 +101,7 @@ def assert_same_training(folder: Path, other: Path):
     rows = [[{k: v for k, v in row.items() if "per_second" not in k} for row in state["steps"]] for state in states]
     assert rows[0] == rows[1]
     assert [row["step"] for row in rows[0]] == list(range(1, 11))
-    for name in ("model.safetensors", "checkpoint-10/model.safetensors", "checkpoint-10/custom_checkpoint_1.pkl"):
+    for name in ("model.safetensors", "checkpoint-10/model.safetensors", "checkpoint-10/averaged_weights.safetensors"):
         assert (folder / name).read_bytes() == (other / name).read_bytes()
     assert not list(folder.rglob("*.partial"))
 

@@ -86,7 +86,7 @@ def test_the_model_that_is_kept_has_averaged_weights(staged):
     best = json.loads((staged / "training_results.json").read_text())["best"]["step"]
     kept, learned = weights(staged), weights(staged / f"checkpoint-{best}")
     assert not torch.equal(kept["lm_head.weight"], learned["lm_head.weight"])
-    averages = torch.load(staged / f"checkpoint-{best}" / "custom_checkpoint_1.pkl")["averages"]
+    averages = load_file(staged / f"checkpoint-{best}" / "averaged_weights.safetensors").values()
     assert any(torch.equal(kept["lm_head.weight"], tensor) for tensor in averages)
 
 
@@ -94,7 +94,7 @@ def test_self_critical_training_goes_on_from_the_averaged_weights(staged):
     is_average = []
     for step in (3, 4, 5):
         learned = weights(staged / f"checkpoint-{step}")["lm_head.weight"]
-        averages = torch.load(staged / f"checkpoint-{step}" / "custom_checkpoint_1.pkl")["averages"]
+        averages = load_file(staged / f"checkpoint-{step}" / "averaged_weights.safetensors").values()
         is_average.append(any(torch.equal(learned, tensor) for tensor in averages))
     assert is_average == [False, True, False]
 
@@ -126,7 +126,7 @@ def test_each_stage_is_gone_on_with_bit_by_bit(step, staged, cnn, pictures, tmp_
         **STAGES,
     )
     assert losses(tmp_path)[step:] == losses(staged)[step:]
-    for name in ("model.safetensors", "custom_checkpoint_1.pkl"):
+    for name in ("model.safetensors", "averaged_weights.safetensors"):
         assert (tmp_path / "checkpoint-6" / name).read_bytes() == (staged / "checkpoint-6" / name).read_bytes()
 
 
