@@ -48,8 +48,12 @@ def caption_metrics(
     """
     Score captions as coco-caption does: same tokens, same values; only METEOR and SPICE need Java.
 
-    The captions are raw sentences: tokenizing is part of the metric. CIDEr is coco-caption's CIDEr, which is the paper's
-    CIDEr-D. It weights words by the references given here, so scores of different sets of images cannot be compared.
+    The captions are raw sentences: tokenizing is part of the metric. Where a script has no spaces (Chinese, Japanese, Thai,
+    ...) each character is a word, see `tokenize_captions`; coco-caption would give such captions the score 0. CIDEr is
+    coco-caption's CIDEr, which is the paper's CIDEr-D. It weights words by the references given here, so scores of
+    different sets of images cannot be compared.
+
+    If every score is 0, a warning says so.
 
     Args:
         predictions: one caption for each image, in a list or keyed by image.
@@ -94,7 +98,27 @@ def caption_metrics(
                 scores[name], scores.per_image[name] = metric(predictions, references, timeout)
             except NotComputedError as reason:
                 scores[name], scores.not_computed[name] = None, str(reason)
+    _warn_of_zeros(scores, predictions, references)
     return scores
+
+
+def _warn_of_zeros(scores: CaptionScores, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
+    """Warn if every score that can be more than 0 is 0.0000."""
+    has_one_image = len(scores.image_ids) == 1
+    values = [value for name, value in scores.items() if not (has_one_image and name == "CIDEr")]
+    computed = [value for value in values if value is not None]
+    if not computed or any(round(value, 4) for value in computed):
+        return
+    if not any(predictions):
+        reason = "no prediction has a word: the model ends each sentence at once, or writes only punctuation"
+    else:
+        place = next(place for place, prediction in enumerate(predictions) if prediction)
+        reason = (
+            f"predictions and references have hardly a word in common, such as {show(predictions[place])} and "
+            f"{show(references[place][0])} of image {show(scores.image_ids[place])}: check that both are of the same "
+            "images and in the same language; a model that has just begun to learn also scores 0"
+        )
+    warnings.warn(f"Every score is 0: {reason}.", stacklevel=3)
 
 
 def group_by_image(rows: Iterable[tuple[Hashable, str]]) -> dict[Hashable, list[str]]:
@@ -116,7 +140,8 @@ def _align(
             without_reference = [image for image in predictions if image not in references]
             raise ValueError(
                 "predictions and references are not of the same images: "
-                f"{_some(without_prediction)} without a prediction, {_some(without_reference)} without references."
+                f"{_some(without_prediction)} without a prediction, {_some(without_reference)} without references. "
+                "Name an image alike in both (1 and '1' differ), and leave out images that only one of them has."
             )
         predictions = [predictions[image] for image in references]
         image_ids, references = list(references), list(references.values())
@@ -133,16 +158,24 @@ def _align(
         raise ValueError("there are no predictions: pass at least one image.")
     for image, prediction, captions in zip(image_ids, predictions, references, strict=True):
         if not isinstance(prediction, str):
-            raise TypeError(f"the prediction of image {image!r} is {prediction!r}: pass one string for each image.")
+            raise TypeError(
+                f"the prediction of image {show(image)} is {show(prediction)}: pass one string for each image."
+            )
         if isinstance(captions, str):
-            raise TypeError(f"the references of image {image!r} are one string: pass a list of strings.")
+            raise TypeError(f"the references of image {show(image)} are one string: pass a list of strings.")
         if not len(captions):
-            raise ValueError(f"image {image!r} has no references: pass at least one, or leave the image out.")
+            raise ValueError(f"image {show(image)} has no references: pass at least one, or leave the image out.")
         if bad := [caption for caption in captions if not isinstance(caption, str)]:
-            raise TypeError(f"image {image!r} has {bad[0]!r} among its references: captions are strings.")
+            raise TypeError(f"image {show(image)} has {show(bad[0])} among its references: captions are strings.")
     return image_ids, predictions, references
 
 
 def _some(images: Sequence[Hashable]) -> str:
     """Count images, and name one of them."""
-    return f"{len(images)} (such as {images[0]!r})" if images else "none"
+    return f"{len(images)} (such as {show(images[0])})" if images else "none"
+
+
+def show(value: object) -> str:
+    """Write a value for a message, a long one cut."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

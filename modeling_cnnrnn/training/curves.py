@@ -2,7 +2,9 @@
 
 import os
 import textwrap
+import unicodedata
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 import matplotlib
@@ -13,6 +15,10 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 from ..files import atomic_path
+from .fonts import plain_text
+
+
+LINE_WIDTH = 34  # characters below an image
 
 
 def save_caption_sheet(
@@ -24,16 +30,23 @@ def save_caption_sheet(
 ) -> None:
     """Draw images in a grid, each with its caption below and an optional title above."""
     rows = -(-len(images) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(3 * columns, 3.6 * rows), squeeze=False)
-    for axis in axes.flat:
-        axis.axis("off")
-    for index, (image, caption) in enumerate(zip(images, captions, strict=True)):
-        axis = axes.flat[index]
-        axis.imshow(image)
-        axis.text(0.5, -0.04, textwrap.fill(caption, 34), transform=axis.transAxes, ha="center", va="top", fontsize=9)
-        if titles is not None:
-            axis.set_title(titles[index], fontsize=9)
-    _save(figure, path)
+    with plain_text([*captions, *(titles or ())]):
+        figure, axes = plt.subplots(rows, columns, figsize=(3 * columns, 3.6 * rows), squeeze=False)
+        for axis in axes.flat:
+            axis.axis("off")
+        for index, (image, caption) in enumerate(zip(images, captions, strict=True)):
+            axis = axes.flat[index]
+            axis.imshow(image)
+            axis.text(0.5, -0.04, _wrap(caption), transform=axis.transAxes, ha="center", va="top", fontsize=9)
+            if titles is not None:
+                axis.set_title(titles[index], fontsize=9)
+        _save(figure, path)
+
+
+def _wrap(caption: str) -> str:
+    """Break a caption into lines as wide as its image; Chinese and Japanese characters have the width of two."""
+    is_wide = any(unicodedata.east_asian_width(character) in "WF" for character in caption)
+    return textwrap.fill(caption, LINE_WIDTH // 2 if is_wide else LINE_WIDTH)
 
 
 def save_training_curves(
@@ -61,17 +74,18 @@ def save_training_curves(
                 points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
                 if points:
                     curves.setdefault(title, []).append((source if len(names) == 1 else name, points, style))
-    figure, grid = plt.subplots(1, max(1, len(curves)), figsize=(4.7 * max(1, len(curves)), 4), squeeze=False)
-    figure.set_layout_engine("constrained")
-    for axis, (title, lines) in zip(grid.flat, curves.items(), strict=False):
-        for label, points, style in lines:
-            axis.plot(*zip(*points, strict=True), style, label=label, linewidth=1)
-        axis.set(xlabel="step", title=title)
-        axis.legend()
-    rate = grid.flat[0].twinx()
-    rate.plot([row["step"] for row in steps], [row["learning_rate"] for row in steps], color="0.75", linewidth=1)
-    rate.set_ylabel("learning rate", color="0.5")
-    _save(figure, path)
+    with plain_text([*panels, *chain.from_iterable(panels.values())]):
+        figure, grid = plt.subplots(1, max(1, len(curves)), figsize=(4.7 * max(1, len(curves)), 4), squeeze=False)
+        figure.set_layout_engine("constrained")
+        for axis, (title, lines) in zip(grid.flat, curves.items(), strict=False):
+            for label, points, style in lines:
+                axis.plot(*zip(*points, strict=True), style, label=label, linewidth=1)
+            axis.set(xlabel="step", title=title)
+            axis.legend()
+        rate = grid.flat[0].twinx()
+        rate.plot([row["step"] for row in steps], [row["learning_rate"] for row in steps], color="0.75", linewidth=1)
+        rate.set_ylabel("learning rate", color="0.5")
+        _save(figure, path)
 
 
 def _save(figure, path: str | os.PathLike) -> None:

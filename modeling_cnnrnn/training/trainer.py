@@ -492,7 +492,8 @@ class Trainer:
         self.state.evaluations.append(scores)
         shown = " ".join(f"{name} {value:.4f}" for name, value in scores.items() if name != "step")
         logger.info("step %d: %s", step, shown)
-        if self.state.best is None or scores[metric] > self.state.best[metric]:
+        # a tie goes to the later step: where every score is 0, the first checkpoint is the least trained one
+        if self.state.best is None or scores[metric] >= self.state.best[metric]:
             self.state.best = scores
             self.save_model(self.output_dir / "best")
         self._call("on_evaluate", scores)
