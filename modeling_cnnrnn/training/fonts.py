@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import matplotlib
-from matplotlib.font_manager import FontEntry, FontProperties, findfont, fontManager
+from matplotlib.font_manager import FontEntry, FontProperties, findfont, fontManager, get_font
 from matplotlib.ft2font import FT2Font
 
 
@@ -41,7 +41,7 @@ def plain_text(texts: Iterable[str]) -> Iterator[None]:
 def _add_families(characters: Set[str]) -> None:
     """Add the fewest families of fonts that have the characters; a warning says which characters none has."""
     families = [*matplotlib.rcParams["font.family"], *_added_families]
-    fonts = [FT2Font(findfont(FontProperties(family=family))) for family in families]
+    fonts = [get_font(findfont(FontProperties(family=[family]))) for family in families]
     wanted = {c for c in characters - _missing if not any(font.get_char_index(ord(c)) for font in fonts)}
     if not wanted:
         return
