@@ -91,7 +91,7 @@ def random_captions(rng, num_images, degenerate):
         "?!",
         "( x )",
         "<unk>",
-        "中文 naïve",
+        "Ελλάδα naïve 개",
         "\U0001f600",
         "K.",
         "22 3/4 inch",

@@ -67,6 +67,40 @@ def test_cider_of_one_image_warns():
         assert caption_metrics(["a dog"], [["a dog"]])["CIDEr"] == 0
 
 
+@pytest.mark.parametrize(
+    ("predictions", "references", "reason"),
+    [
+        (["...", "", " "], [["a dog"], ["a cat"], ["a bird"]], "no prediction has a word"),
+        (["", "ein Hund läuft"], [["a cat"], ["a dog runs"]], r"'ein hund läuft' and 'a dog runs' of image 1"),
+        (["x " * 500, "y"], [["a dog"], ["a cat"]], r"such as '(x )+x?\.\.\. and 'a dog'"),
+    ],
+)
+@pytest.mark.parametrize("metrics", [["bleu", "rouge", "cider"], ["rouge"], ["cider", "spice"]])
+def test_scores_that_are_all_0_are_said_with_the_likely_reason(predictions, references, reason, metrics, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.warns(UserWarning, match=f"^Every score is 0: .*{reason}") as warned:
+        caption_metrics(predictions, references, metrics)
+    assert len(warned) == 1
+    assert len(str(warned[0].message)) < 500
+
+
+@pytest.mark.filterwarnings("error:Every score")
+@pytest.mark.parametrize(
+    ("predictions", "references"),
+    [
+        (["a", "b"], [["a dog runs on grass"], ["the cat"]]),  # BLEU-1 is not 0, BLEU-4 is
+        (PREDICTIONS, REFERENCES),
+    ],
+)
+def test_a_score_above_0_is_no_reason_to_warn(predictions, references):
+    assert caption_metrics(predictions, references)["BLEU-1"] > 0
+
+
+@pytest.mark.filterwarnings("error:Every score", "ignore:CIDEr of one image")
+def test_a_cider_that_is_0_by_definition_is_not_said_twice():
+    assert caption_metrics(["a dog"], [["a dog"]], ["cider"])["CIDEr"] == 0
+
+
 def test_without_java_meteor_is_not_computed_rather_than_0(monkeypatch):
     monkeypatch.setenv("PATH", "")
     scores = caption_metrics(PREDICTIONS, REFERENCES, metrics=["bleu", "meteor", "spice"])
@@ -165,7 +199,7 @@ def coco_files(folder, results=None, references=None):
     references = {"images": images, "annotations": annotations} if references is None else references
     for name, content in ("results", results), ("references", references):
         text = content if isinstance(content, str) else json.dumps(content)
-        (folder / f"{name}.json").write_text(text, encoding="utf-8")
+        (folder / f"{name}.json").write_text(text, encoding="latin-1")
     return ["--results", str(folder / "results.json"), "--references", str(folder / "references.json")]
 
 
@@ -206,7 +240,19 @@ def test_command_scores_a_subset_when_asked_to(tmp_path, run_command, capsys):
     [
         ([{"image_id": 3, "caption": "a"}], None, "1 (such as 7) without a prediction"),
         ([{"image_id": i, "caption": "a"} for i in (3, 7, 7)], None, "2 predictions for image 7"),
-        ([{"image_id": 3}], None, "not in COCO format"),
+        ([{"image_id": 7, "caption": "a"}, {"image_id": "7", "caption": "b"}], None, "2 predictions for image 7"),
+        ([{"image_id": 3}], None, "entry 0 of its captions is {'image_id': 3}"),
+        ([{"image_id": 3, "caption": "a"}, {"image_id": [7], "caption": "a"}], None, "entry 1 of its captions"),
+        ([{"image_id": 3, "caption": "a"}, ["x" * 10_000]], None, "...,"),
+        ({"3": "a", "7": "b"}, None, "not in COCO format: it must be a list"),
+        ("[" * 100_000, None, "nested too deep"),
+        ("[" + "9" * 5000 + "]", None, "not a JSON file"),
+        (b"[\xe9]".decode("latin-1"), None, "not a JSON file"),
+        (
+            None,
+            {"images": [{"id": "7"}, {"id": "07"}], "annotations": [{"image_id": 7, "caption": "a"}]},
+            "'7' or '07'",
+        ),
         ([{"image_id": 3, "caption": 5}, {"image_id": 7, "caption": "a"}], None, "prediction of image 3 is 5"),
         ("{", None, "not a JSON file"),
         (None, [], "no list of"),
@@ -218,6 +264,60 @@ def test_command_says_in_one_line_what_is_wrong(tmp_path, run_command, results, 
     with pytest.raises(SystemExit, match=r"^error: [^\n]*$") as exit_info:
         run_command(*coco_files(tmp_path, results, references))
     assert message in str(exit_info.value.code)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_command_reads_json_as_editors_save_it(tmp_path, run_command, capsys, encoding):
+    arguments = coco_files(tmp_path)
+    run_command(*arguments)
+    expected = capsys.readouterr().out
+    for name in ("results.json", "references.json"):
+        text = (tmp_path / name).read_text(encoding="utf-8")
+        (tmp_path / name).write_text(text, encoding=encoding)
+    run_command(*arguments)
+    assert capsys.readouterr().out == expected
+
+
+SPELLINGS = [(int, str), (str, int), (float, str), (str, "{:012d}".format), ("{:012d}".format, int), (float, int)]
+
+
+@pytest.mark.parametrize(("spell_result", "spell_image"), SPELLINGS)
+@pytest.mark.parametrize("spell_annotation", [int, str])
+def test_command_matches_ids_that_are_a_number_here_and_a_string_there(
+    tmp_path, run_command, spell_result, spell_image, spell_annotation
+):
+    run_command(*coco_files(tmp_path))
+    expected = json.loads((tmp_path / "results_scores.json").read_text())
+    captions = list(zip([3, 7, 7, 3], [*REFERENCES[1], *REFERENCES[0]], strict=True))
+    references = {
+        "images": [{"id": spell_image(7)}, {"id": spell_image(3)}],
+        "annotations": [{"image_id": spell_annotation(image), "caption": caption} for image, caption in captions],
+    }
+    predictions = zip([3, 7], PREDICTIONS, strict=True)
+    results = [{"image_id": spell_result(image), "caption": caption} for image, caption in predictions]
+    run_command(*coco_files(tmp_path, results, references))
+    written = json.loads((tmp_path / "results_scores.json").read_text())
+    assert written["scores"] == expected["scores"]
+    assert [image["image_id"] for image in written["images"]] == [spell_image(7), spell_image(3)]
+
+
+def test_command_keeps_apart_ids_that_the_references_keep_apart(tmp_path, run_command):
+    ids = [7, "7", "07"]
+    references = {
+        "images": [{"id": image} for image in ids],
+        "annotations": [{"image_id": image, "caption": f"a dog {place}"} for place, image in enumerate(ids)],
+    }
+    results = [{"image_id": image, "caption": f"a dog {place}"} for place, image in enumerate(ids)]
+    run_command(*coco_files(tmp_path, results, references))
+    assert json.loads((tmp_path / "results_scores.json").read_text())["scores"]["ROUGE-L"] == 1
+
+
+def test_command_says_that_a_subset_has_no_image(tmp_path, run_command):
+    results = [{"image_id": "dog.jpg", "caption": "a"}]
+    with pytest.raises(
+        SystemExit, match=r"^error: no image of .* \(such as 'dog.jpg'\) is an image of .* \(such as 7\)"
+    ):
+        run_command(*coco_files(tmp_path, results), "--subset")
 
 
 def test_command_names_the_missing_file(tmp_path, run_command):
