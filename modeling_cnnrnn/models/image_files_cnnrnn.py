@@ -6,19 +6,21 @@ import zlib
 from io import BytesIO
 from typing import BinaryIO
 
-from PIL import ExifTags, Image, ImageFile, JpegImagePlugin
+from PIL import ExifTags, Image, ImageFile, Jpeg2KImagePlugin, JpegImagePlugin
 
 
 # Formats of pictures that libraries in this process decode. PIL reads others too: EPS by starting Ghostscript, video,
 # weather data. TGA has no signature, and comes last.
 FORMATS = (
-    "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "MPO", "PPM", "ICO", "PCX", "PSD", "QOI", "SGI", "TGA"
+    "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO", "PCX", "PSD", "QOI", "SGI", "TGA"
 )  # fmt: skip
 # A picture of so many pixels takes 256 MiB as RGB, of which PIL keeps four bytes a pixel; PIL's own limit is 2.7 times as
 # large, and decoding and conversion take a multiple of the result.
 MAX_IMAGE_PIXELS = 2**26
-# Photographs of 200 megapixels exist, as JPEG, which libjpeg decodes at a part of the size, line by line.
-MAX_JPEG_PIXELS = 2**28
+# Photographs of 200 megapixels exist, as JPEG, which libjpeg decodes at a part of the size, line by line; so does OpenJPEG.
+SHRINKABLE_PIXELS = 2**28
+# Their decoders take twice the memory of others, so that half the pixels are allowed.
+COSTLY_FORMATS = ("JPEG2000", "WEBP")
 MAX_REPAIRED_BYTES = 2**28
 CAMERA_RAW_SUFFIXES = frozenset(
     [
@@ -125,13 +127,25 @@ def prepare_decoding(image: Image.Image, min_side: int | None = None) -> None:
             shortened = min(width // min_side, height // min_side)
             scale = next((power for power in (8, 4, 2) if shortened >= power), 1)
         if not _has_several_scans(image):
-            allowed = limit * (MAX_JPEG_PIXELS // MAX_IMAGE_PIXELS)
-            while scale < 8 and width * height > limit * scale**2:
-                scale *= 2
+            allowed = limit * SHRINKABLE_PIXELS // MAX_IMAGE_PIXELS
+            scale = max(scale, _scale_within(width * height, limit))
+    elif image.format in COSTLY_FORMATS:
+        limit = allowed = limit // 2
+        if isinstance(image, Jpeg2KImagePlugin.Jpeg2KImageFile):
+            allowed = limit * SHRINKABLE_PIXELS // MAX_IMAGE_PIXELS
+            image.reduce = _scale_within(width * height, limit).bit_length() - 1
     if width * height > allowed:
         raise Image.DecompressionBombError(f"{width} x {height} pixels are more than {allowed}")
     if scale > 1:
         image.draft("RGB", (max(1, width // scale), max(1, height // scale)))
+
+
+def _scale_within(pixels: int, limit: int) -> int:
+    """Compute the power of two by which both sides are divided for a picture to have at most `limit` pixels."""
+    scale = 1
+    while scale < 8 and pixels > limit * scale**2:
+        scale *= 2
+    return scale
 
 
 def _rewound(file: BinaryIO) -> BinaryIO:

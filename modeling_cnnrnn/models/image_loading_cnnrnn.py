@@ -156,9 +156,11 @@ def _one_sentence(name: str, label: str, file: BinaryIO | None = None, file_name
         if file is not None:
             file.seek(0)
             reason = describe_content(file.read(512), file_name)
-        if reason is None:
-            is_unknown = isinstance(error, UnidentifiedImageError)
-            reason = "its format is unknown or its header damaged" if is_unknown else shown(error).rstrip(".")
+        if isinstance(error, UnidentifiedImageError):
+            reason = reason or "its format is unknown, or its header damaged"
+        elif isinstance(error, ValueError) and str(error).startswith((f"`{name}` ", "it is ")):  # a sentence of ours
+            reason = shown(error, 400).rstrip(".").replace(f"`{name}` ", "it ", 1)
+        reason = reason or f"it is damaged or of an unknown kind ({shown(error).rstrip('.')})"
         raise ValueError(f"`{name}` ({label}) is not an image that can be read: {reason}.") from error
 
 
