@@ -4,12 +4,14 @@ import ast
 import contextlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Self
 
 import datasets
+
+from ..models import error_messages_cnnrnn
 
 
 # Names are compared in lower case; the first that a dataset has is taken.
@@ -51,6 +53,7 @@ class CaptionColumns:
         image_column: str | None = None,
         caption_column: str | None = None,
         image_id_column: str | None = None,
+        names_image: Callable[[str], bool] = lambda column: False,
     ) -> Self:
         """
         Take the columns that are given and guess the others from names and types.
@@ -60,6 +63,7 @@ class CaptionColumns:
             image_column: column of the images, or of their file names.
             caption_column: a name, names separated by commas, or a pattern such as `"caption_*"`.
             image_id_column: column that tells one image from another.
+            names_image: whether a column holds names of image files, which its name alone does not tell.
 
         Raises:
             ValueError: a column that is given does not exist, or the image or the captions cannot be guessed.
@@ -67,7 +71,7 @@ class CaptionColumns:
         found = listed(features)
         fields = [*features, *(f"{name}.{key}" for name, struct in features.items() for key in _keys(struct))]
         if image_column is None:
-            image_column = _guess_image(features)
+            image_column = _guess_image(features, names_image)
             if image_column is None:
                 raise ValueError(f"no column of images among {found}: name it with `image_column`.")
         elif image_column not in features:
@@ -120,14 +124,26 @@ class CaptionColumns:
         return default if image_id is None else str(image_id)
 
 
+def shown(value: Any, limit: int = 60) -> str:
+    """Quote a value for a message: on one line, without control characters, cut to `limit` characters."""
+    return f"`{error_messages_cnnrnn.shown(str(value), limit)[1:-1]}`"
+
+
 def listed(names: Iterable[str]) -> str:
     """Join names for an error message."""
-    return ", ".join(f"`{name}`" for name in names)
+    return ", ".join(map(shown, names))
 
 
-def _guess_image(features: Mapping[str, Any]) -> str | None:
+def _guess_image(features: Mapping[str, Any], names_image: Callable[[str], bool]) -> str | None:
     images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-    return images[0] if images else _first(features, (*IMAGE_NAMES, *FILE_NAMES, *URL_NAMES))
+    if images:
+        return images[0]
+    guess = _first(features, (*IMAGE_NAMES, *FILE_NAMES))
+    if guess is not None and (_holds_images(features[guess]) or names_image(guess)):
+        return guess
+    # AI Challenger keeps the file name in `image_id`, beside a `url` that is dead
+    named = [name for name in features if name.lower() not in URL_NAMES and names_image(name)]
+    return _first(dict.fromkeys(named), ID_NAMES) or next(iter(named), guess or _first(features, URL_NAMES))
 
 
 def _guess_captions(features: Mapping[str, Any]) -> list[str]:
@@ -190,7 +206,9 @@ def _texts(value: Any, column: str) -> Iterator[str]:
             raise ValueError(f"`{column}` has the fields {listed(value)}: say which with `caption_column={column}.…`.")
         yield from _texts(value[key], column)
     else:
-        raise ValueError(f"`{column}` holds {type(value).__name__} {value!r}, no text: name another `caption_column`.")
+        raise ValueError(
+            f"`{column}` holds {type(value).__name__} {str(value)[:60]}, no text: name another `caption_column`."
+        )
 
 
 def _parse_list(text: str) -> list[str] | None:

@@ -19,9 +19,11 @@ from datasets import Dataset, DatasetDict
 
 from .arguments import DatasetArguments
 from .batching import load_stored_image
-from .columns import CaptionColumns, listed
+from .columns import CaptionColumns, listed, shown
+from .image_files import ImageFiles, OutsideFilesError, files_of_dataset, first_value, is_image_name
+from .reporting import left_out, some
 from .shapes import SCENE
-from .sources import ImageFiles, local_folder, read_splits, split_names
+from .sources import read_splits, split_names
 
 
 logger = logging.getLogger(__name__)
@@ -88,7 +90,7 @@ def load_caption_dataset(
     for name in split_names(dataset_name):
         try:
             raw = read_splits(name, dataset_config_name, dataset_revision, root, cache)
-            layout = _find_layout(raw, columns, split_column, images or local_folder(name, root))
+            layout = _find_layout(raw, columns, split_column, files_of_dataset(name, root, images, cache))
             splits = _standardize(name, raw, layout)
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())
@@ -209,30 +211,33 @@ def _check_image(row: Mapping[str, Any]) -> dict[str, str]:
 @dataclass(frozen=True)
 class _Layout:
     columns: CaptionColumns
-    files: ImageFiles | None
+    files: ImageFiles
     split_column: str | None
 
 
 def _find_layout(
-    raw: Mapping[str, Dataset], given: Mapping[str, str | None], split_column: str | None, folder: str | None
+    raw: Mapping[str, Dataset], given: Mapping[str, str | None], split_column: str | None, files: ImageFiles
 ) -> _Layout:
-    features = next(iter(raw.values())).features
-    columns = CaptionColumns.infer(features, **given)
-    if columns.embedded:
-        files = None
-    elif folder is None:
+    rows = next(iter(raw.values()))
+    features = rows.features
+    columns = CaptionColumns.infer(features, **given, names_image=partial(names_image, rows))
+    if files.folder is not None and not os.path.isdir(files.folder):
+        raise ValueError(f"`image_dir` is {shown(files.folder, 200)}, and there is no such folder.")
+    if files.folder is None and not columns.embedded:
         raise ValueError(
             f"`{columns.image}` only names the images: download them, and pass their folder as `image_dir`."
         )
-    elif not os.path.isdir(folder):
-        raise ValueError(f"`image_dir` is `{folder}`, and there is no such folder.")
-    else:
-        files = ImageFiles(folder)
     if split_column is None:
         split_column = _guess_split_column(raw)
     elif split_column not in features:
         raise ValueError(f"`split_column` is `{split_column}`, but the columns are {listed(features)}.")
     return _Layout(columns, files, split_column)
+
+
+def names_image(rows: Dataset, column: str) -> bool:
+    """Return whether a column holds names of image files; its first value tells."""
+    value = first_value(rows.select_columns([column]), column)
+    return isinstance(value, str) and is_image_name(value)
 
 
 def _guess_split_column(raw: Mapping[str, Dataset]) -> str | None:
@@ -249,12 +254,12 @@ def _standardize(name: str, raw: Mapping[str, Dataset], layout: _Layout) -> dict
     for split, rows in raw.items():
         parts["" if layout.split_column else SPLITS.get(split, split)].append(rows)
     splits: dict[str, Dataset] = {}
-    for split, some in parts.items():
-        rows = datasets.concatenate_datasets(some)
+    for split, pieces in parts.items():
+        rows = datasets.concatenate_datasets(pieces)
         if len(rows):
             splits |= _standardize_rows(rows, split, layout)
     if not splits:
-        folder = f" in `{layout.files.folder}`" if layout.files else ""
+        folder = "" if layout.columns.embedded else f" in {shown(layout.files.folder, 200)}"
         raise ValueError(f"no row has both a caption and an image{folder}; the columns used were: {layout.columns}.")
     sizes = [f"{split} ({len(rows)} images)" for split, rows in splits.items()]
     logger.info("`%s`: %s; %s.", name, layout.columns, ", ".join(sizes))
@@ -265,15 +270,20 @@ def _standardize_rows(rows: Dataset, split: str, layout: _Layout) -> dict[str, D
     """One row per image, in the split that its row names if there is a column of splits."""
     columns = layout.columns
     kept = [name for name in (SCENE, layout.split_column) if name is not None and name in rows.column_names]
-    images = None
+    images, ids, problems = None, None, None
     if columns.embedded:
         images = rows.select_columns([columns.image])
         images = images if columns.image == "image" else images.rename_column(columns.image, "image")
         images = images.cast_column("image", FEATURES["image"])
-    table = _read_table(rows, split, layout, kept, None if images is None else _file_names(images))
-    num_empty = sum(table["num_empty"][:])
-    table = group_by_image(table if images is None else _beside(images, table))
-    _warn(table, split or "the dataset", num_empty, layout)
+        ids = _file_names(images)
+        images, problems = _resolve_images(images, layout.files)
+    table = _read_table(rows, split, layout, kept, ids, problems)
+    _warn(table, split or "the dataset", layout)
+    # a row without its image gives its captions to none
+    table = table if images is None else _beside(images, table)
+    readable = [index for index, problem in enumerate(table["problem"][:]) if not problem]
+    table = group_by_image(table if len(readable) == len(table) else table.select(readable))
+    _warn_of_bare(table, split or "the dataset")
     usable = [index for index, captions in enumerate(table["captions"][:]) if captions]
     table = table if len(usable) == len(table) else table.select(usable)
     names = [*FEATURES, *([SCENE] if SCENE in kept else [])]
@@ -285,23 +295,76 @@ def _standardize_rows(rows: Dataset, split: str, layout: _Layout) -> dict[str, D
     return {value: table.select_columns(names).select(indices) for value, indices in by_split.items()}
 
 
-def _read_table(rows: Dataset, split: str, layout: _Layout, kept: list[str], names: list[str] | None) -> Dataset:
+def _resolve_images(images: Dataset, files: ImageFiles) -> tuple[Dataset, list[str] | None]:
+    """
+    Find the files that cells name instead of holding an image.
+
+    Returns:
+        The images, and of each row why it has none, or `""`.
+    """
+    problems, is_changed = [], False
+    named = _named_files(images)
+    if all(name is None for name in named):
+        return images, None
+    for name in named:
+        problem = ""
+        if name is not None:
+            cell = {"bytes": None, "path": name}
+            problem = _problem_of(cell, files)
+            is_changed |= not problem and files.resolve(cell) is not cell
+        problems.append(problem)
+    if is_changed:
+        cells = images.cast_column("image", datasets.Image(decode=False))
+        images = cells.map(
+            _resolved_row,
+            fn_kwargs={"files": files},
+            features=images.features,
+            load_from_cache_file=False,
+            desc="Opening files",
+        )
+    return images, problems
+
+
+def _problem_of(cell: Any, files: ImageFiles) -> str:
+    """Return why there is no image, `"outside"`, `"missing"` or `"absent"`, and the name; `""` if there is one."""
+    name = cell.get("path") if isinstance(cell, Mapping) else cell
+    try:
+        files.resolve(cell)
+    except OutsideFilesError:
+        return f"outside {name}"
+    except FileNotFoundError:
+        return f"missing {name}" if name else "absent"
+    return ""
+
+
+def _resolved_row(row: Mapping[str, Any], files: ImageFiles) -> dict[str, Any]:
+    try:
+        return {"image": files.resolve(row["image"])}
+    except (FileNotFoundError, OutsideFilesError):
+        return {"image": None}
+
+
+def _read_table(
+    rows: Dataset, split: str, layout: _Layout, kept: list[str], ids: list[str] | None, problems: list[str] | None
+) -> Dataset:
     """
     Read captions, ids and, where images are named only, their files.
 
     Args:
         kept: columns that stay as they are.
-        names: file names of the images, which identify them if no column does.
+        ids: file names of the images, which identify them if no column does.
+        problems: of each row, why it has no image; `None` if there are none, or if this is found out here.
     """
     sources = [name for name in rows.column_names if name in {*layout.columns.sources, *kept}]
+    text = datasets.Value("string")
     return rows.select_columns(sources).map(
-        partial(_read_rows, layout=layout, names=names),
+        partial(_read_rows, layout=layout, ids=ids, problems=problems),
         batched=True,
         with_indices=True,
         remove_columns=[name for name in sources if name not in kept],
         features=datasets.Features(
             {name: feature for name, feature in FEATURES.items() if name != "image" or not layout.columns.embedded}
-            | {"num_empty": datasets.Value("int64"), "missing": datasets.Value("string")}
+            | {"num_empty": datasets.Value("int64"), "problem": text}
             | {name: rows.features[name] for name in kept}
         ),
         # a cache would know neither changes in `image_dir` nor those in this code
@@ -312,11 +375,17 @@ def _read_table(rows: Dataset, split: str, layout: _Layout, kept: list[str], nam
 
 
 def _read_rows(
-    batch: dict[str, list], indices: list[int], layout: _Layout, names: list[str] | None
+    batch: dict[str, list], indices: list[int], layout: _Layout, ids: list[str] | None, problems: list[str] | None
 ) -> dict[str, list[Any]]:
     rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-    ids = [str(index) if names is None else names[index] for index in indices]
-    read = [_read_row(row, image_id, layout) for row, image_id in zip(rows, ids, strict=True)]
+    read = []
+    for row, index in zip(rows, indices, strict=True):
+        try:
+            read.append(_read_row(row, str(index) if ids is None else ids[index], layout))
+        except ValueError as error:
+            raise ValueError(f"row {index + 1}: {error}") from error
+        if problems is not None:
+            read[-1]["problem"] = problems[index]
     return {name: [row[name] for row in read] for name in read[0]}
 
 
@@ -327,41 +396,64 @@ def _read_row(row: Mapping[str, Any], default_id: str, layout: _Layout) -> dict[
         "captions": [caption for caption in captions if caption],
         "image_id": columns.read_image_id(row, default_id),
         "num_empty": captions.count(""),
-        "missing": "",
+        "problem": "",
     }
-    if layout.files is not None:
-        read["image"] = layout.files.find(str(row[columns.image]))
-        if read["image"] is None:
-            read |= {"captions": [], "missing": str(row[columns.image])}
+    if not columns.embedded:
+        cell = row[columns.image]
+        read["problem"] = _problem_of(cell, layout.files)
+        read["image"] = None if read["problem"] else layout.files.resolve(cell)
     return read
 
 
-def _warn(table: Dataset, split: str, num_empty: int, layout: _Layout) -> None:
+def _warn(table: Dataset, split: str, layout: _Layout) -> None:
     """Count and name the captions and images that are left out."""
+    ids = table["image_id"][:]
+    num_empty = sum(table["num_empty"][:])
     if num_empty:
-        logger.warning("Left out of %s: empty captions (%d).", split, num_empty)
-    rows = list(zip(table["image_id"][:], table["captions"][:], table["missing"][:], strict=True))
-    if layout.files is not None and (missing := [name for _, _, name in rows if name]):
-        folder = layout.files.folder
-        logger.warning(
-            "Left out of %s: images not found in `%s` (%d): %s.", split, folder, len(missing), _some(missing)
-        )
-    if bare := [image_id for image_id, captions, name in rows if not captions and not name]:
-        logger.warning("Left out of %s: images without a caption (%d): %s.", split, len(bare), _some(bare))
+        with_empty = [image_id for image_id, number in zip(ids, table["num_empty"][:], strict=True) if number]
+        of_images = some(list(dict.fromkeys(with_empty)))
+        logger.warning("Left out of %s: empty captions (%d): of %s.", split, num_empty, of_images)
+    names: dict[str, dict[str, None]] = {"outside": {}, "missing": {}, "absent": {}}
+    for image_id, problem in zip(ids, table["problem"][:], strict=True):
+        kind, _, name = problem.partition(" ")
+        if kind:
+            names[kind][name or image_id] = None
+    folder = shown(layout.files.folder or "the dataset", 200)
+    left_out(
+        split,
+        f"images outside {folder}",
+        [*names["outside"]],
+        "; if you trust the dataset, pass the folder that holds them as `image_dir`",
+    )
+    left_out(split, f"images not found in {folder}", [*names["missing"]])
+    left_out(split, "rows without an image", [*names["absent"]])
 
 
-def _some(names: list[str], number: int = 10) -> str:
-    shown = ", ".join(f"`{name}`" for name in names[:number])
-    return shown if len(names) <= number else f"{shown} and {len(names) - number} more"
+def _warn_of_bare(table: Dataset, split: str) -> None:
+    rows = zip(table["image_id"][:], table["captions"][:], strict=True)
+    left_out(split, "images without a caption", [image_id for image_id, captions in rows if not captions])
+
+
+def _named_files(images: Dataset) -> list[str | None]:
+    """The file that each cell names instead of holding an image; `""` if it has neither. No image is read."""
+    contents, paths = images.data.column("image").flatten()
+    if contents.null_count == 0:
+        return [None] * len(images)
+    is_null = contents.is_null().to_pylist()
+    names = [path or "" if null else None for null, path in zip(is_null, paths.to_pylist(), strict=True)]
+    rows = images._indices
+    return names if rows is None else [names[index] for index in rows.column(0).to_pylist()]
 
 
 def _file_names(images: Dataset) -> list[str] | None:
     """Paths below their common folder, if all images are files beside the table."""
-    contents, files = images.data.column("image").flatten()
-    if contents.null_count < len(images) or files.null_count:
+    paths = [path for path in _named_files(images) if path]
+    if len(paths) < len(images):
         return None
-    paths = files.to_pylist()
-    folder = os.path.commonpath([os.path.dirname(path) for path in paths])
+    try:
+        folder = os.path.commonpath([os.path.dirname(path) for path in paths])
+    except ValueError:  # some are absolute and some are not
+        return None
     return [os.path.relpath(path, folder) for path in paths]
 
 

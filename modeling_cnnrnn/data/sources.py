@@ -1,37 +1,33 @@
-"""Read the splits of a dataset as they are, from its name, and find the files that it names as images."""
+"""Read the splits of a dataset as they are, from its name."""
 
 import hashlib
-import json
 import os
 import re
 from collections import defaultdict
-from functools import cached_property
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import datasets
 from datasets import Dataset, DatasetDict
 from huggingface_hub.utils import WeakFileLock
 
 from ..files import whole_folder
+from .columns import listed, shown
+from .folders import LocalFolder, escaped, local_data_files, matching_files, read_captions, split_in_name
+from .image_files import decode_images
+from .tar_files import find_samples, read_tars
 
 
-BUILDERS = {".arrow": "arrow", ".csv": "csv", ".parquet": "parquet", ".tar": "webdataset", ".tsv": "csv", ".txt": "csv"}
+BUILDERS = {".arrow": "arrow", ".parquet": "parquet", ".tar": "webdataset"}
+CAPTION_SUFFIXES = (".csv", ".json", ".jsonl", ".token", ".tsv", ".txt")
+# `datasets` reads a folder that has them; tables of captions in it are something else
+DATA_SUFFIXES = (*BUILDERS, ".lance", ".vortex", ".h5", ".hdf5", ".zip", ".gz", ".zst")
 
 
 def split_names(dataset_name: str) -> list[str]:
     """Split a list of names at its commas, unless it is a path with commas."""
     is_list = "," in dataset_name and not Path(dataset_name).expanduser().exists()
     return [name.strip() for name in dataset_name.split(",")] if is_list else [dataset_name]
-
-
-def local_folder(name: str, data_dir: str | None) -> str | None:
-    """Folder of the images of a local dataset."""
-    path = Path(name).expanduser()
-    if path.is_file():
-        return str(path.parent)
-    return str(path) if path.is_dir() else data_dir
 
 
 def read_splits(
@@ -42,7 +38,9 @@ def read_splits(
     cache_dir: str | None = None,
 ) -> dict[str, Dataset]:
     """
-    Read the splits of a dataset with the columns that they have.
+    Read the splits of a dataset with the columns that they have. Images in base64 are decoded to bytes.
+
+    Rows can name any file: open none but those of [`~modeling_cnnrnn.data.image_files.files_of_dataset`].
 
     Args:
         name: one of the names that [`~modeling_cnnrnn.data.loading.load_caption_dataset`] takes.
@@ -52,15 +50,32 @@ def read_splits(
         ValueError: the dataset cannot be read; the message is one sentence.
     """
     path = Path(name).expanduser()
-    if name == "shapes":
-        return dict(_draw_shapes(cache_dir))
-    if path.suffix in (".json", ".jsonl"):
-        return _read_json(path)
-    if (path / "dataset_dict.json").is_file():
-        return dict(datasets.load_from_disk(str(path)))
-    if (path / "state.json").is_file():
-        return {"train": datasets.load_from_disk(str(path))}
-    return _load_dataset(name, path, config, revision, data_dir, cache_dir)
+    try:
+        if name == "shapes":
+            return dict(_draw_shapes(cache_dir))
+        if path.is_dir():
+            splits = _read_folder(path, config, data_dir, cache_dir)
+        elif path.suffix.lower() in CAPTION_SUFFIXES:
+            splits = _read_caption_files(matching_files(path), cache_dir)
+        elif path.suffix.lower() in BUILDERS:
+            splits = _read_data_files(path, cache_dir)
+        elif path.exists():
+            known = listed([*CAPTION_SUFFIXES, *BUILDERS])
+            raise ValueError(
+                f"files with the ending {shown(path.suffix)} are not read: pass a folder, or one of {known}."
+            )
+        elif re.match(r"[./~]", name) or name.count("/") > 1:
+            raise ValueError("there is no such file or folder.")
+        else:
+            repository, _, its_revision = name.partition("@")
+            splits = _load_dataset(
+                path=repository, revision=its_revision or revision, name=config, data_dir=data_dir, cache_dir=cache_dir
+            )
+        return {split: decode_images(rows) for split, rows in splits.items()}
+    except OSError as error:
+        raise ValueError(f"{shown(error.filename or name, 200)} cannot be read: {error.strerror or error}.") from error
+    except datasets.exceptions.DatasetGenerationError as error:
+        raise ValueError(str(error.__cause__ or error)) from error
 
 
 def _draw_shapes(cache_dir: str | None) -> DatasetDict:
@@ -77,29 +92,64 @@ def _draw_shapes(cache_dir: str | None) -> DatasetDict:
     return DatasetDict(datasets.load_from_disk(str(folder)))
 
 
-def _load_dataset(
-    name: str,
-    path: Path,
-    config: str | None,
-    revision: str | None,
-    data_dir: str | None,
-    cache_dir: str | None,
-) -> dict[str, Dataset]:
+def _read_folder(path: Path, config: str | None, data_dir: str | None, cache_dir: str | None) -> dict[str, Dataset]:
+    if (path / "dataset_dict.json").is_file():
+        return dict(datasets.load_from_disk(str(path)))
+    if (path / "state.json").is_file():
+        return {"train": datasets.load_from_disk(str(path))}
+    folder = LocalFolder(path / data_dir if data_dir and (path / data_dir).is_dir() else path)
+    if not any(path.iterdir()):
+        raise ValueError("the folder is empty.")
+    folder.warn_of_unread()
+    if not folder.with_suffix(*DATA_SUFFIXES) and not folder.metadata and config is None:
+        splits = (folder.read_beside() if folder.pictures else None) or folder.read_table(cache_dir)
+        if splits:
+            return splits
+    if folder.with_suffix(".tar"):
+        builder, files = local_data_files(folder.path)
+        if builder == "webdataset" and (splits := _read_irregular_tars(files, cache_dir)):
+            return splits
+    try:
+        if re.search(r"[\[\]*?]", str(path.resolve())):
+            builder, files = local_data_files(folder.path.resolve())
+            return _load_dataset(
+                path=builder, data_files={split: escaped(paths) for split, paths in files.items()}, cache_dir=cache_dir
+            )
+        return _load_dataset(path=str(path.resolve()), name=config, data_dir=data_dir, cache_dir=cache_dir)
+    except ValueError:
+        if not folder.metadata or not folder.pictures:
+            raise
+    return folder.read_metadata()
+
+
+def _read_caption_files(paths: list[Path], cache_dir: str | None) -> dict[str, Dataset]:
+    """Read the files of a name or pattern; files of one split follow each other."""
+    parts: dict[str, list[Dataset]] = defaultdict(list)
+    for path in paths:
+        for split, rows in read_captions(path, cache_dir).items():
+            parts[split].append(rows)
+    return {split: rows[0] if len(rows) == 1 else datasets.concatenate_datasets(rows) for split, rows in parts.items()}
+
+
+def _read_data_files(path: Path, cache_dir: str | None) -> dict[str, Dataset]:
+    files = [str(found) for found in matching_files(path)]
+    split = split_in_name(path.name)
+    if path.suffix.lower() == ".tar" and (splits := _read_irregular_tars({split: files}, cache_dir)):
+        return splits
+    builder = BUILDERS[path.suffix.lower()]
+    return _load_dataset(path=builder, data_files={split: escaped(files)}, cache_dir=cache_dir)
+
+
+def _read_irregular_tars(files: dict[str, list[str]], cache_dir: str | None) -> dict[str, Dataset] | None:
+    """Read shards that `datasets` refuses; `None` if it reads them."""
+    found = {split: find_samples(paths) for split, paths in files.items()}
+    if all(is_regular for _, is_regular in found.values()):
+        return None
+    return {split: read_tars(files[split], endings, cache_dir) for split, (endings, _) in found.items()}
+
+
+def _load_dataset(**options: Any) -> dict[str, Dataset]:
     """Call `datasets.load_dataset`, and turn its errors into one sentence."""
-    options: dict[str, Any] = {"name": config, "data_dir": data_dir, "cache_dir": cache_dir}
-    if path.suffix in BUILDERS:
-        options |= {"path": BUILDERS[path.suffix], "data_files": {_split_in_name(path.name): str(path)}}
-        if path.suffix == ".tsv":
-            options["sep"] = "\t"
-    elif path.is_dir():
-        if not any(path.iterdir()):
-            raise ValueError("the folder is empty.")
-        options["path"] = str(path.resolve())
-    elif re.match(r"[./~]", name) or name.count("/") > 1:
-        raise ValueError("there is no such file or folder.")
-    else:
-        repository, _, its_revision = name.partition("@")
-        options |= {"path": repository, "revision": its_revision or revision}
     try:
         return dict(datasets.load_dataset(**options))
     except Exception as error:  # what comes out of `datasets` depends on the format and on where reading stops
@@ -109,100 +159,6 @@ def _load_dataset(
             reason += "; the Hub's own conversion may be there, as revision `refs/convert/parquet`."
         elif isinstance(error, datasets.exceptions.DatasetNotFoundError) and "revision" not in reason.lower():
             reason += " There is no folder of this name either."
+        elif "don't share the same prefix or the same types" in reason:
+            reason += " Download the shards, and pass their folder: samples that lack a file are left out then."
         raise ValueError(reason) from error
-
-
-def _read_json(path: Path) -> dict[str, Dataset]:
-    """Read COCO's `captions_*.json`, Karpathy's `dataset_*.json`, a list of records, or one record per line."""
-    if not path.is_file():
-        raise ValueError("there is no such file.")
-    content = _parse_json(path.read_text(encoding="utf-8"))
-    split = _split_in_name(path.name)
-    try:
-        if isinstance(content, list) and content and isinstance(content[0], dict):
-            return {split: Dataset.from_list(content)}
-        if isinstance(content, dict) and {"images", "annotations"} <= content.keys():
-            return {split: _from_coco(content)}
-        if isinstance(content, dict) and "images" in content:
-            return _from_karpathy(content)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"an entry of the file lacks {error}.") from error
-    found = f"has {', '.join(content) or 'nothing'}" if isinstance(content, dict) else f"is {str(content)[:40]}"
-    raise ValueError(f"the file {found}: it must be in COCO's format, a Karpathy split, or a list of records.")
-
-
-def _parse_json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        try:
-            return [json.loads(line) for line in text.split("\n") if line.strip()]
-        except json.JSONDecodeError:
-            raise ValueError(f"the file is not JSON: {error}.") from error
-
-
-def _from_coco(content: dict[str, Any]) -> Dataset:
-    captions = defaultdict(list)
-    for annotation in content["annotations"]:
-        captions[annotation["image_id"]].append(annotation["caption"])
-    images = content["images"]
-    return Dataset.from_list(
-        [
-            {"file_name": image["file_name"], "captions": captions[image["id"]], "image_id": str(image["id"])}
-            for image in images
-        ]
-    )
-
-
-def _from_karpathy(content: dict[str, Any]) -> dict[str, Dataset]:
-    splits = defaultdict(list)
-    for image in content["images"]:
-        row = {
-            "file_name": os.path.join(image.get("filepath", ""), image["filename"]),
-            "captions": [sentence["raw"] for sentence in image["sentences"]],
-            "image_id": str(image.get("cocoid", image.get("imgid", image["filename"]))),
-            "split": image["split"],
-        }
-        splits[image["split"]].append(row)
-    return {split: Dataset.from_list(rows) for split, rows in splits.items()}
-
-
-def _split_in_name(name: str) -> str:
-    found = re.search(r"(?<![a-z])(train|restval|val|valid|validation|dev|test)(?![a-z])", name.lower())
-    return found[0] if found else "train"
-
-
-class ImageFiles:
-    """Find files below a folder by names, paths or URLs that were written on another machine."""
-
-    def __init__(self, folder: str):
-        self.folder = folder
-
-    def find(self, name: str) -> str | None:
-        """Return the file whose path shares the longest ending with `name`, or `None`."""
-        if os.path.isfile(path := os.path.join(self.folder, name)):
-            return path
-        tail = _parts(urlsplit(unquote(name)).path if "://" in name else name)
-        candidates = self._by_name.get(tail[-1], []) if tail else []
-        agreement = {path: _common_tail(_parts(path), tail) for path in candidates}
-        best = [path for path in candidates if agreement[path] == max(agreement.values())]
-        if len(best) > 1:
-            raise ValueError(f"`{name}` may be `{best[0]}` or `{best[1]}`: keep one of them in `image_dir`.")
-        return best[0] if best else None
-
-    @cached_property
-    def _by_name(self) -> dict[str, list[str]]:
-        paths = defaultdict(list)
-        for folder, _, names in os.walk(self.folder):
-            for name in names:
-                paths[name].append(os.path.join(folder, name))
-        return dict(paths)
-
-
-def _parts(path: str) -> list[str]:
-    return [part for part in re.split(r"[/\\]", path) if part not in ("", ".", "..")]
-
-
-def _common_tail(parts: list[str], others: list[str]) -> int:
-    pairs = zip(reversed(parts), reversed(others), strict=False)
-    return next((length for length, (a, b) in enumerate(pairs) if a != b), min(len(parts), len(others)))

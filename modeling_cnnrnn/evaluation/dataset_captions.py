@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,12 +21,13 @@ import pyarrow.parquet
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
-from datasets.table import InMemoryTable, embed_table_storage
 from torch.utils.data import DataLoader
 
 from ..data.batching import load_stored_image
 from ..data.columns import CaptionColumns, listed
-from ..data.sources import ImageFiles, local_folder, read_splits, split_names
+from ..data.image_files import ImageFiles, embed_files, files_of_dataset
+from ..data.loading import names_image
+from ..data.sources import read_splits, split_names
 from ..files import atomic_path, write_json
 from ..models.pipeline_cnnrnn import ImageToTextPipeline
 from ..models.processing_cnnrnn import CnnRnnProcessor
@@ -58,13 +60,13 @@ class ImageRows:
     Attributes:
         splits: the rows of each split, with all their columns.
         column: the column of the images.
-        files: the files that the column names, if it has no images itself.
+        files: the files that the rows of each split may name.
         kept: the columns to write beside the sentences.
     """
 
     splits: dict[str, datasets.Dataset]
     column: str
-    files: ImageFiles | None
+    files: dict[str, ImageFiles]
     kept: list[str]
 
     def parts(self, rows_per_part: int) -> list[Part]:
@@ -92,13 +94,7 @@ class StoredImages(torch.utils.data.Dataset):
         split, row = place
         cell = self.images[split][row][self.column]
         try:
-            if self.files is not None and cell is not None:
-                name, cell = cell, self.files.find(str(cell))
-                if cell is None:
-                    raise FileNotFoundError(f"`{name}` is not found in `{self.files.folder}`.")
-            if cell is None or (isinstance(cell, dict) and not (cell["bytes"] or cell["path"])):
-                raise ValueError("the row has no image.")
-            image = load_stored_image(cell)
+            image = load_stored_image(self.files[split].resolve(cell))
             return dict(self.processor(images=image, text=self.prompt, return_tensors="pt"))
         except (OSError, ValueError) as error:
             return " ".join(str(error).split())
@@ -118,18 +114,18 @@ def load_image_rows(args: CaptionDatasetArguments, num_return_sequences: int = 1
     Raises:
         ValueError: the dataset cannot be read, an option does not fit its columns, or it has captions of an earlier run.
     """
-    splits = _load_splits(args)
-    features = next(iter(splits.values())).features
+    splits, files = _load_splits(args)
+    some_rows = next(iter(splits.values()))
+    features = some_rows.features
     # captions are not read, so any columns will do
-    columns = CaptionColumns.infer(features, args.image_column, caption_column="*")
-    files = None
-    if not columns.embedded:
-        folder = args.image_dir or local_folder(split_names(args.dataset_name)[0], args.data_dir)
-        if folder is None or not os.path.isdir(folder):
-            raise ValueError(
-                f"`{columns.image}` only names the images, and `image_dir` is {args.image_dir!r}: pass their folder."
-            )
-        files = ImageFiles(folder)
+    columns = CaptionColumns.infer(
+        features, args.image_column, caption_column="*", names_image=partial(names_image, some_rows)
+    )
+    folders = {split_files.folder for split_files in files.values()}
+    if not columns.embedded and not all(folder is not None and os.path.isdir(folder) for folder in folders):
+        raise ValueError(
+            f"`{columns.image}` only names the images, and `image_dir` is {args.image_dir!r}: pass their folder."
+        )
     kept = list(features) if args.keep_columns is None else args.keep_columns
     if unknown := [name for name in kept if name not in features]:
         raise ValueError(f"`keep_columns` names {listed(unknown)}, but the columns are {listed(features)}.")
@@ -140,8 +136,9 @@ def load_image_rows(args: CaptionDatasetArguments, num_return_sequences: int = 1
     return ImageRows(splits, columns.image, files, kept)
 
 
-def _load_splits(args: CaptionDatasetArguments) -> dict[str, datasets.Dataset]:
+def _load_splits(args: CaptionDatasetArguments) -> tuple[dict[str, datasets.Dataset], dict[str, ImageFiles]]:
     splits: dict[str, datasets.Dataset] = {}
+    files: dict[str, ImageFiles] = {}
     for name in split_names(args.dataset_name):
         try:
             found = read_splits(name, args.dataset_config_name, args.dataset_revision, args.data_dir)
@@ -151,6 +148,7 @@ def _load_splits(args: CaptionDatasetArguments) -> dict[str, datasets.Dataset]:
         if twice := splits.keys() & found.keys():
             raise ValueError(f"Several of `{args.dataset_name}` have the split `{min(twice)}`: name one of them only.")
         splits |= found
+        files |= dict.fromkeys(found, files_of_dataset(name, args.data_dir, args.image_dir))
     if args.split is not None:
         if args.split not in splits:
             raise ValueError(f"`split` is '{args.split}', but the dataset has the splits {list(splits)}.")
@@ -160,7 +158,7 @@ def _load_splits(args: CaptionDatasetArguments) -> dict[str, datasets.Dataset]:
     splits = {split: rows for split, rows in splits.items() if len(rows)}
     if not splits:
         raise ValueError(f"`dataset_name` is '{args.dataset_name}', which has no rows: pass another dataset.")
-    return splits
+    return splits, files
 
 
 def features_of_captions(num_return_sequences: int) -> datasets.Features:
@@ -269,7 +267,7 @@ def caption_parts(
             yield len(errors)
         columns = {name: [row.get(name) for row in written] for name in features}
         old = rows.splits[part.split].select_columns(rows.kept).select(range(part.first, part.last))
-        _write_part(part.path(output_dir), old, datasets.Dataset.from_dict(columns, features))
+        _write_part(part.path(output_dir), old, rows.files[part.split], datasets.Dataset.from_dict(columns, features))
 
 
 def _caption_batch(
@@ -295,19 +293,11 @@ def _caption_batch(
     return rows
 
 
-def _write_part(path: Path, rows: datasets.Dataset, written: datasets.Dataset) -> None:
-    """Write rows with their sentences and the bytes of their images."""
-    table = rows.with_format("arrow")[:]
-    for index, (name, feature) in enumerate(rows.features.items()):
-        if isinstance(feature, datasets.Image):  # an image whose file is gone becomes an empty cell
-            cells = table[name].to_pylist()
-            there = [bool(cell) and (cell["bytes"] is not None or os.path.isfile(cell["path"] or "")) for cell in cells]
-            table = table.set_column(
-                index, table.field(name), pyarrow.compute.if_else(pyarrow.array(there), table[name], None)
-            )
-    rows = datasets.Dataset(InMemoryTable(embed_table_storage(table)))
-    with atomic_path(path) as partial:
-        datasets.concatenate_datasets([rows, written], axis=1).to_parquet(partial)
+def _write_part(path: Path, rows: datasets.Dataset, files: ImageFiles, written: datasets.Dataset) -> None:
+    """Write rows with their sentences and the bytes of their images; a cell whose file may not be read becomes empty."""
+    rows = embed_files(rows, files)
+    with atomic_path(path) as temporary:
+        datasets.concatenate_datasets([rows, written], axis=1).to_parquet(temporary)
 
 
 def find_broken(output_dir: Path, rows: ImageRows, rows_per_part: int) -> list[dict[str, Any]]:

@@ -92,7 +92,7 @@ def test_captions_are_cleaned_and_empty_ones_left_out(tmp_path, caplog):
     ]
     splits = load_caption_dataset(records(tmp_path, rows))
     assert splits["train"]["captions"][:] == [["A dog runs."]]
-    assert "Left out of train: empty captions (3)." in caplog.messages
+    assert "Left out of train: empty captions (3): of `0000.jpg`, `0001.jpg`." in caplog.messages
     assert "Left out of train: images without a caption (2): `0001.jpg`, `0002.jpg`." in caplog.messages
 
 

@@ -408,7 +408,7 @@ def test_saved_dataset_is_loaded_again(tmp_path):
         ({"a.csv": "image,caption\na,b"}, "a.csv", {"caption_column": "text"}, "columns are `image`, `caption`"),
         ({"a.csv": "image,caption\na,b"}, "a.csv", {"image_id_column": "key"}, "`image_id_column` is `key`, but"),
         ({"a.csv": "image,caption\na,b"}, "a.csv", {"split_column": "part"}, "`split_column` is `part`, but"),
-        ({"a.csv": "image,caption\na,1"}, "a.csv", {}, "`caption` holds int 1, no text"),
+        ({"a.json": '[{"image": "a", "caption": 1}]'}, "a.json", {}, "row 1: `caption` holds int 1, no text"),
         ({"a.csv": "image,caption\na,b"}, "a.csv", {}, "no row has both a caption and an image in `"),
         ({"a.csv": "image,caption\na,b"}, "a.csv", {"image_dir": "nowhere"}, "`image_dir` is `nowhere`, and"),
         ({"x/1.jpg": "", "y/1.jpg": "", "a.csv": "image,caption\n1.jpg,b"}, "a.csv", {}, "`1.jpg` may be `"),
