@@ -6,6 +6,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from functools import cached_property
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from datasets.data_files import DataFilesDict, DataFilesPatternsDict, get_data_p
 from datasets.load import infer_module_for_data_files
 from datasets.packaged_modules.imagefolder.imagefolder import IMAGE_EXTENSIONS
 
+from .columns import CaptionColumns, shown
 from .image_files import OTHER_EXTENSIONS
 from .json_files import from_records, read_json
 from .reporting import left_out, some
-from .text_files import encoding_of, has_caption_columns, read_table, read_text, split_by_lists
+from .text_files import has_caption_columns, read_table, read_text, split_by_lists
 
 
 METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -98,13 +100,11 @@ class LocalFolder:
     def tables(self) -> list[Path]:
         """Return the files of captions, in the folder or one folder down."""
         near = [path for path in self.files if len(path.relative_to(self.path).parts) <= 2]
-        tables = [path for path in near if path.suffix.lower() in TABLE_SUFFIXES and path not in self.metadata]
-        tables = [path for path in tables if ".lemma." not in path.name.lower() and has_caption_columns(path)]
-        names = ("caption", "dataset_", "annotations", "karpathy")
-        endings = (".json", ".jsonl")
-        json_files = [path for path in near if path.suffix.lower() in endings and path not in self.metadata]
-        named = [path for path in json_files if path.stem.lower().startswith(names)]
-        return tables + (named or json_files)
+        near = [path for path in near if path not in self.metadata and ".lemma." not in path.name.lower()]
+        tables = [path for path in near if path.suffix.lower() in TABLE_SUFFIXES and has_caption_columns(path)]
+        json_files = [path for path in near if path.suffix.lower() in (".json", ".jsonl")]
+        named = [path for path in json_files if re.match("caption|dataset_|annotations|karpathy", path.stem.lower())]
+        return tables + (named or [path for path in json_files if _has_captions(path)])
 
     def read_table(self, cache_dir: str | None) -> dict[str, Dataset] | None:
         """
@@ -138,19 +138,40 @@ class LocalFolder:
         return {split: rows.cast_column("image", datasets.Image()) for split, rows in splits.items()}
 
     def warn_of_unread(self) -> None:
-        """Count and name the pictures that `datasets` does not find."""
+        """
+        Count and name the pictures that `datasets` does not find.
+
+        Raises:
+            ValueError: there are no others.
+        """
         unread = [path for path in self.pictures if path.suffix.lower() in OTHER_EXTENSIONS]
         names = [str(path.relative_to(self.path)) for path in unread]
+        if unread and len(unread) == len(self.pictures):
+            raise ValueError(
+                f"all its pictures ({len(names)}) are in formats that are not read, {some(names)}: save as JPEG."
+            )
         left_out(self.path.name, "pictures in formats that are not read", names, "; save them as JPEG")
+
+
+def _has_captions(path: Path) -> bool:
+    try:
+        rows = next(iter(read_captions(path).values()))
+        CaptionColumns.infer(rows.features)
+    except ValueError:
+        return False
+    return True
 
 
 def _metadata_records(path: Path) -> list[dict[str, Any]]:
     if path.suffix == ".jsonl":
         (rows,) = read_json(path, "train").values()
         return rows.to_list()
-    if path.suffix == ".csv":
-        return pd.read_csv(path, encoding=encoding_of(path)).to_dict("records")  # type: ignore[return-value]
-    return pd.read_parquet(path).to_dict("records")  # type: ignore[return-value]
+    text = read_text(path) if path.suffix == ".csv" else ""
+    try:
+        table = pd.read_csv(StringIO(text)) if path.suffix == ".csv" else pd.read_parquet(path)
+    except Exception as error:  # what pandas raises depends on where it gives up
+        raise ValueError(f"{shown(path.name)} cannot be read: {str(error).strip()}.") from error
+    return table.to_dict("records")  # type: ignore[return-value]
 
 
 def _lines(path: Path) -> list[str]:

@@ -24,6 +24,7 @@ from datasets import Dataset
 from datasets.packaged_modules.imagefolder.imagefolder import IMAGE_EXTENSIONS
 from datasets.table import InMemoryTable, embed_table_storage
 from huggingface_hub import constants
+from PIL import Image
 
 from ..models.image_files_cnnrnn import CAMERA_RAW_SUFFIXES
 from .columns import shown
@@ -141,8 +142,10 @@ class ImageFiles:
             name = cell.get("path")
         if name is None or name == "":
             raise FileNotFoundError("the row has no image.")
-        if not isinstance(name, str | int):
+        if isinstance(name, bytes | Image.Image):
             return cell
+        if not isinstance(name, str | int):
+            raise ValueError(f"{type(name).__name__} {shown(name)} is no image and no name of one.")
         name = str(name)
         if not isinstance(cell, Mapping):
             return {"bytes": None, "path": self._find_or_raise(name)}
@@ -285,17 +288,17 @@ def is_encoded_image(value: Any) -> bool:
 def decode_images(rows: Dataset) -> Dataset:
     """Decode the columns that hold images as base64 or as `data:` URIs; a damaged one becomes an empty cell."""
     for name, feature in rows.features.items():
-        if getattr(feature, "dtype", "") in ("string", "large_string") and is_encoded_image(first_value(rows, name)):
+        is_text = getattr(feature, "dtype", "") in ("string", "large_string")
+        if is_text and any(map(is_encoded_image, first_values(rows, name))):
             features = datasets.Features({**rows.features, name: datasets.Image()})
             rows = rows.map(_decode_column, batched=True, batch_size=100, features=features, fn_kwargs={"name": name})
     return rows
 
 
-def first_value(rows: Dataset, name: str) -> Any:
-    """Return the first cell of a column that is not empty, among the first hundred; no image is decoded."""
-    column = rows.with_format("arrow")[: min(100, len(rows))][name] if len(rows) else []
-    values = (value.as_py() for value in column)
-    return next((value for value in values if value not in (None, "")), None)
+def first_values(rows: Dataset, name: str, number: int = 20) -> list[Any]:
+    """Return the first cells of a column, without empty ones; no image is decoded."""
+    column = rows.select_columns([name]).with_format("arrow")[: min(number, len(rows))][name] if len(rows) else []
+    return [value for value in (cell.as_py() for cell in column) if value not in (None, "")]
 
 
 def _decode_column(batch: dict[str, list], name: str) -> dict[str, list]:

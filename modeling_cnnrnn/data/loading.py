@@ -15,12 +15,13 @@ from itertools import chain
 from typing import Any
 
 import datasets
+import pyarrow as pa
 from datasets import Dataset, DatasetDict
 
 from .arguments import DatasetArguments
 from .batching import load_stored_image
 from .columns import CaptionColumns, listed, shown
-from .image_files import ImageFiles, OutsideFilesError, files_of_dataset, first_value, is_image_name
+from .image_files import ImageFiles, OutsideFilesError, files_of_dataset, first_values, is_image_name
 from .reporting import left_out, some
 from .shapes import SCENE
 from .sources import read_splits, split_names
@@ -61,15 +62,18 @@ def load_caption_dataset(
         dataset_name: one of
             - `"shapes"`, the pictures that this package draws;
             - a dataset of the Hub, `user/name` or `user/name@revision`;
-            - a folder: an imagefolder with captions in its metadata, Parquet files, webdataset shards, or one that
-              `save_to_disk` wrote;
-            - files: `.parquet`, `.csv`, webdataset `.tar` (patterns such as `shards/*.tar` too), and `.json` in COCO's
-              format, as a Karpathy split, as a list of records or as lines.
+            - a folder: an imagefolder with captions in its metadata, a `.txt` or `.caption` file beside each image, a
+              table of captions beside the images (as Kaggle packs Flickr8k), Parquet files, webdataset shards, or one
+              that `save_to_disk` wrote;
+            - files: `.parquet`, webdataset `.tar`, tables (`.csv`, `.tsv`, `.txt`, `.token` of Flickr8k and Flickr30k)
+              and `.json` in COCO's format, as a Karpathy split, as AI Challenger's, as a list of records or as lines.
+              Patterns such as `shards/*.tar` too. Images may stand in a table as base64 or as `data:` URIs.
             Several, separated by commas, give the splits of all: `captions_train2017.json,captions_val2017.json`.
         dataset_config_name: configuration of a dataset of the Hub.
         dataset_revision: commit, tag or branch of a dataset of the Hub.
         data_dir: folder of the dataset to read, as in `datasets.load_dataset`.
-        image_dir: folder of the images for datasets that only name them; defaults to the folder of a local dataset.
+        image_dir: folder of the images for datasets that only name them; defaults to the folder of a local dataset. No
+            file outside these folders is opened, whatever a row names.
         image_column: column of images, of file names or of URLs whose files are in `image_dir`.
         caption_column: column or columns of captions: a name, names separated by commas, or a pattern (`caption_*`).
         image_id_column: column that tells one image from another. Rows of one image are grouped by it.
@@ -92,8 +96,9 @@ def load_caption_dataset(
             raw = read_splits(name, dataset_config_name, dataset_revision, root, cache)
             layout = _find_layout(raw, columns, split_column, files_of_dataset(name, root, images, cache))
             splits = _standardize(name, raw, layout)
-        except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())
+        except (OSError, ValueError, pa.ArrowException) as error:
+            is_text = isinstance(error, UnicodeError)
+            reason = "it holds text that is not UTF-8." if is_text else " ".join(str(error).split())
             raise ValueError(f"The dataset `{name}` cannot be used: {reason}") from error
         if twice := loaded.keys() & splits.keys():
             raise ValueError(f"Several of `{dataset_name}` have the split `{min(twice)}`: name one of them only.")
@@ -235,9 +240,8 @@ def _find_layout(
 
 
 def names_image(rows: Dataset, column: str) -> bool:
-    """Return whether a column holds names of image files; its first value tells."""
-    value = first_value(rows.select_columns([column]), column)
-    return isinstance(value, str) and is_image_name(value)
+    """Return whether a column holds names of image files; its first values tell."""
+    return any(isinstance(value, str) and is_image_name(value) for value in first_values(rows, column))
 
 
 def _guess_split_column(raw: Mapping[str, Dataset]) -> str | None:

@@ -1,6 +1,7 @@
 """Read the splits of a dataset as they are, from its name."""
 
 import hashlib
+import json
 import os
 import re
 from collections import defaultdict
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
 from datasets import Dataset, DatasetDict
 from huggingface_hub.utils import WeakFileLock
 
@@ -71,6 +73,8 @@ def read_splits(
             splits = _load_dataset(
                 path=repository, revision=its_revision or revision, name=config, data_dir=data_dir, cache_dir=cache_dir
             )
+        if not any(map(len, splits.values())):
+            raise ValueError("there are no rows in it.")
         return {split: decode_images(rows) for split, rows in splits.items()}
     except OSError as error:
         raise ValueError(f"{shown(error.filename or name, 200)} cannot be read: {error.strerror or error}.") from error
@@ -100,11 +104,12 @@ def _read_folder(path: Path, config: str | None, data_dir: str | None, cache_dir
     folder = LocalFolder(path / data_dir if data_dir and (path / data_dir).is_dir() else path)
     if not any(path.iterdir()):
         raise ValueError("the folder is empty.")
-    folder.warn_of_unread()
     if not folder.with_suffix(*DATA_SUFFIXES) and not folder.metadata and config is None:
         splits = (folder.read_beside() if folder.pictures else None) or folder.read_table(cache_dir)
         if splits:
             return splits
+    if not folder.with_suffix(*DATA_SUFFIXES):
+        folder.warn_of_unread()  # a table or a text beside a picture may name them, and load_image may read them
     if folder.with_suffix(".tar"):
         builder, files = local_data_files(folder.path)
         if builder == "webdataset" and (splits := _read_irregular_tars(files, cache_dir)):
@@ -161,4 +166,6 @@ def _load_dataset(**options: Any) -> dict[str, Dataset]:
             reason += " There is no folder of this name either."
         elif "don't share the same prefix or the same types" in reason:
             reason += " Download the shards, and pass their folder: samples that lack a file are left out then."
+        elif isinstance(cause or error, pa.ArrowException | json.JSONDecodeError | OSError | UnicodeError):
+            reason = f"a file of it is damaged, or not what its ending says: {reason}"
         raise ValueError(reason) from error

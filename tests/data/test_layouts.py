@@ -353,6 +353,27 @@ def test_formats_that_are_not_read_are_counted_and_named(tmp_path, caplog):
     assert any("(3): `IMG_0001.HEIC`, `a.heic`, `b.CR2`" in message for message in caplog.messages)
 
 
+def test_folder_of_formats_that_are_not_read_is_refused(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"all its pictures \(1\) are in formats that are not read, `a.heic`: save as JPEG"
+    ):
+        load_caption_dataset(write(tmp_path / "data", {"a.heic": b"ftypheic"}))
+
+
+def test_json_that_is_no_table_of_captions_is_passed_over(tmp_path):
+    lines = jsonl({"file_name": f"{n:04d}.jpg", "text": "A dog."} for n in NUMBERS)
+    for name, files in {"a": {"captions.txt": TABLE}, "b": {"metadata.jsonl": lines}}.items():
+        folder = write(tmp_path / name, {**pictures("."), **files, "settings.json": '{"a": 1}', "x.json": "[]"})
+        assert len(load_caption_dataset(folder)["train"]) == len(NUMBERS)
+
+
+def test_first_damaged_base64_does_not_hide_the_others(tmp_path):
+    rows = records(image=code, caption=captions, id=str)
+    rows[0]["image"] = "not base64"
+    folder = write(tmp_path / "data", {"a.jsonl": jsonl(rows)})
+    assert load_caption_dataset(folder / "a.jsonl")["train"]["image_id"][:] == ["1", "2"]
+
+
 def test_rows_without_an_image_are_counted_and_named(tmp_path, caplog):
     rows = [{**embedded(n, id=f"id{n}", caption=captions(n))} for n in NUMBERS]
     rows[1]["image"] = None

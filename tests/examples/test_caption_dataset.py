@@ -8,6 +8,7 @@ from pathlib import Path
 
 import datasets
 import pyarrow.parquet
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -226,6 +227,7 @@ def test_a_row_whose_image_is_gone_stays(captioner, photographs, tmp_path):
         "caption_dataset",
         model_name_or_path=captioner,
         dataset_name=tmp_path / "table.parquet",
+        image_dir=photographs,
         output_dir=tmp_path / "captioned",
         **SMALL,
     )
@@ -234,6 +236,26 @@ def test_a_row_whose_image_is_gone_stays(captioner, photographs, tmp_path):
     assert [row["generated_text"] is None for row in found] == [False, True, False, True]
     assert "01.png" in found[1]["image_error"]
     assert found[3]["image_error"] == "the row has no image."
+
+
+def test_no_file_outside_the_dataset_is_written(captioner, photographs, tmp_path):
+    """A row of somebody else's table names a picture, and a file that is none, of the user."""
+    (tmp_path / "home").mkdir()
+    key, picture = tmp_path / "home" / "id_rsa", photographs / "train" / "03.png"
+    key.write_bytes(b"PRIVATE KEY")
+    paths = [str(picture), str(key), "../home/id_rsa"]
+    columns = {"image": paths, "more": [[path] for path in paths]}
+    images = datasets.Image()
+    table = datasets.Dataset.from_dict(columns, features=datasets.Features(image=images, more=datasets.List(images)))
+    (tmp_path / "data").mkdir()
+    pq.write_table(table.data.table, tmp_path / "data" / "table.parquet")
+    options = {"model_name_or_path": captioner, "dataset_name": tmp_path / "data", "output_dir": tmp_path / "captioned"}
+    run("caption_dataset", **options, **SMALL)
+    found = rows(tmp_path / "captioned", "train")
+    assert [(row["image"], row["more"], row["generated_text"]) for row in found] == [(None, [None], None)] * 3
+    assert all("outside" in row["image_error"] for row in found)
+    written = b"".join(path.read_bytes() for path in (tmp_path / "captioned").rglob("*") if path.is_file())
+    assert key.read_bytes() not in written
 
 
 @pytest.mark.parametrize(
