@@ -21,7 +21,8 @@ from transformers import GenerationConfig, pipeline
 PIPELINE_PARAMETERS = ("prompt", "max_new_tokens", "num_return_sequences", "return_scores", "batch_size")
 # fields of a generation config only: `generate` also takes `custom_generate`, which runs any code of the Hub
 GENERATE_PARAMETERS = frozenset(GenerationConfig().to_dict())
-TIMEOUT = 10  # seconds to wait for a URL
+TIMEOUT = 10  # seconds that a download may take
+MAX_SHOWN = 60  # characters of what is sent, in errors
 
 
 class EndpointHandler:
@@ -50,7 +51,8 @@ class EndpointHandler:
 
         Raises:
             ValueError: `inputs` is missing or no image, or a parameter is unknown.
-            OSError: a URL cannot be read.
+            OSError: a URL cannot be read, or is not at a public address: a request must not reach what only this machine
+                can reach.
         """
         inputs, parameters = data.get("inputs"), dict(data.get("parameters") or {})
         if inputs is None:
@@ -59,10 +61,14 @@ class EndpointHandler:
         generate_kwargs = {**(parameters.pop("generate_kwargs", None) or {}), **parameters}
         for name in generate_kwargs.keys() - GENERATE_PARAMETERS:
             raise ValueError(
-                f"`parameters` holds `{name}`: pass {', '.join(PIPELINE_PARAMETERS)} or fields of `GenerationConfig`."
+                f"`parameters` holds {str(name)[:MAX_SHOWN]!r}: pass {', '.join(PIPELINE_PARAMETERS)} or fields of "
+                f"`GenerationConfig`."
             )
         images = [_image(image) for image in inputs] if isinstance(inputs, list) else _image(inputs)
-        return self.pipeline(images, generate_kwargs=generate_kwargs, timeout=TIMEOUT, **options)
+        # the addresses of this machine's network are not for who sends requests
+        return self.pipeline(
+            images, generate_kwargs=generate_kwargs, timeout=TIMEOUT, allow_private_addresses=False, **options
+        )
 
 
 def _image(source: Any) -> Image.Image | bytes | str:
@@ -71,9 +77,11 @@ def _image(source: Any) -> Image.Image | bytes | str:
         return source
     if not isinstance(source, str):
         raise ValueError(f"`inputs` holds a {type(source).__name__}: send an image as base64 or a URL.")
-    if source.startswith(("http://", "https://", "data:image/")):
+    if source[:32].lower().startswith(("http://", "https://", "data:")):
         return source
     try:
         return base64.b64decode("".join(source.split()), validate=True)
     except (binascii.Error, ValueError):
-        raise ValueError(f"`inputs` holds {source[:40]!r}, no image: send an image as base64 or a URL.") from None
+        raise ValueError(
+            f"`inputs` holds {source[:MAX_SHOWN]!r}, no image: send an image as base64 or a URL."
+        ) from None

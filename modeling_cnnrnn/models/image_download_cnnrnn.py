@@ -51,7 +51,7 @@ def download(
             return _follow(client, url, deadline, allow_private_addresses, max_bytes)
     except Exception as error:
         if deadline.has_passed or isinstance(error, httpx.TimeoutException):
-            raise OSError(f"it takes longer than {seconds:g} seconds") from error
+            raise OSError(f"it timed out after {seconds:g} seconds") from error
         raise
 
 

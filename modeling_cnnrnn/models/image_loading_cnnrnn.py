@@ -180,10 +180,10 @@ def _file_to_rgb(
 
 
 def _pil_to_rgb(image: Image.Image, name: str) -> Image.Image:
-    method = transpose_method(image)
     largest_value = largest_declared_value(image)
     is_deep = has_sixteen_bit_colors(image)
     image.load()
+    method = transpose_method(image)  # PIL reads the EXIF of a PNG with its pixels, and turns a TIFF itself
     rgb = image
     if is_deep:
         rgb = _brightened(rgb)
@@ -256,7 +256,7 @@ def _array_to_rgb(
         array = (array.float() if array.is_floating_point() else array).numpy()
     shape = tuple(array.shape)
     if array.ndim == 2:
-        array = array[..., None]
+        array, data_format = array[..., None], "channels_last"
     if array.ndim != 3 or 0 in shape:
         raise ValueError(
             f"`{name}` has the shape {shape}: pass (height, width), (height, width, channels) or (channels, height, "

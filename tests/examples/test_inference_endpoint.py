@@ -5,6 +5,7 @@ import importlib.util
 import io
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -94,17 +95,23 @@ def test_an_image_comes_in_many_forms(handler, pipe, image, kind):
     assert handler({"inputs": [forms[kind]]}) == [pipe(image)]
 
 
-def test_a_url_is_downloaded_and_waited_for_a_while(handler, pipe, image, monkeypatch):
+def test_a_url_is_downloaded_from_public_addresses_alone_and_waited_for_a_while(handler, pipe, image, monkeypatch):
     calls = []
-    processing = sys.modules["modeling_cnnrnn.models.image_loading_cnnrnn"]
 
-    def get(url, timeout, **options):
-        calls.append((url, timeout))
-        return type("Response", (), {"content": png(image), "raise_for_status": lambda self: None})()
+    def download(url, timeout, allow_private_addresses):
+        calls.append((url, timeout, allow_private_addresses))
+        return png(image)
 
-    monkeypatch.setattr(processing.httpx, "get", get)
+    monkeypatch.setattr(sys.modules["modeling_cnnrnn.models.image_loading_cnnrnn"], "download", download)
     assert handler({"inputs": "https://example.com/cat.png"}) == pipe(image)
-    assert calls == [("https://example.com/cat.png", 10)]
+    assert calls == [("https://example.com/cat.png", 10, False)]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "169.254.169.254"])
+def test_what_only_this_machine_can_reach_is_refused(handler, host, monkeypatch):
+    monkeypatch.setattr(socket, "create_connection", lambda *args, **options: pytest.fail("it connects"))
+    with pytest.raises(OSError, match="its host is at a private address"):
+        handler({"inputs": f"http://{host}/latest/meta-data"})
 
 
 def test_parameters_are_those_of_the_pipeline_and_of_generate(handler, pipe, image):
@@ -134,7 +141,7 @@ def test_no_code_is_loaded_by_a_request(handler, image, place):
     parameters = {"custom_generate": "somebody/code"}
     if place == "generate_kwargs":
         parameters = {"generate_kwargs": parameters}
-    with pytest.raises(ValueError, match="`parameters` holds `custom_generate`"):
+    with pytest.raises(ValueError, match="`parameters` holds 'custom_generate'"):
         handler({"inputs": image, "parameters": parameters})
 
 
@@ -144,6 +151,7 @@ def test_no_code_is_loaded_by_a_request(handler, image, place):
         ({}, "`inputs` is missing"),
         ({"inputs": 3}, "`inputs` holds a int"),
         ({"inputs": []}, "`inputs` is an empty list"),
+        ({"inputs": "\x1b[31m" + "!" * 10**6}, r"^`inputs` holds '\\x1b\[31m!{55}', no image"),
         ({"inputs": b"no image"}, r"`inputs` \(8 bytes\) is not an image"),
         ({"inputs": base64.b64encode(b"no image").decode()}, r"`inputs` \(8 bytes\) is not an image"),
     ],
