@@ -22,8 +22,7 @@ from pathlib import Path
 
 import datasets
 import torch
-import transformers
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import InitProcessGroupKwargs
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -36,6 +35,7 @@ from modeling_cnnrnn.evaluation.dataset_captions import (
     find_missing_parts,
     load_image_rows,
 )
+from modeling_cnnrnn.evaluation.processes import create_accelerator
 from modeling_cnnrnn.hub.push_dataset import check_dataset_options, finish_dataset
 
 
@@ -45,14 +45,9 @@ logger = logging.getLogger("modeling_cnnrnn.examples.caption_dataset")
 def main():
     args, generation = parse_arguments([CaptionDatasetArguments, GenerationArguments], __doc__)
     logging.basicConfig(format="%(message)s")
-    accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),  # or several processes would not find each other on a CPU
-        mixed_precision=args.mixed_precision,
-        # processes wait for the first to have read the dataset, and at the end for the slowest
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))],
-    )
-    logging.getLogger("modeling_cnnrnn").setLevel(logging.INFO if accelerator.is_main_process else logging.ERROR)
-    transformers.logging.disable_progress_bar()  # loading the weights takes no time
+    # processes wait for the first to have read the dataset, and at the end for the slowest
+    waiting = InitProcessGroupKwargs(timeout=timedelta(days=1))
+    accelerator = create_accelerator(args.mixed_precision, kwargs_handlers=[waiting])
     if not accelerator.is_main_process:
         datasets.disable_progress_bars()
     check_dataset_options(args, generation)

@@ -15,8 +15,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-import transformers
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from modeling_cnnrnn import CnnRnnForConditionalGeneration, CnnRnnProcessor
@@ -27,6 +25,7 @@ from modeling_cnnrnn.data.loading import load_split
 from modeling_cnnrnn.data.shapes import scenes_of
 from modeling_cnnrnn.evaluation.arguments import EvaluationArguments
 from modeling_cnnrnn.evaluation.captions import evaluate_captioner
+from modeling_cnnrnn.evaluation.processes import create_accelerator
 from modeling_cnnrnn.evaluation.provenance import provenance
 from modeling_cnnrnn.evaluation.results import score_evaluation, write_evaluation
 from modeling_cnnrnn.training.features import compute_image_features
@@ -38,10 +37,7 @@ logger = logging.getLogger("modeling_cnnrnn.examples.evaluate_captioner")
 def main():
     (args,) = parse_arguments([EvaluationArguments], __doc__)
     logging.basicConfig(format="%(message)s")
-    # several processes do not find each other on a CPU unless it is named
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=args.mixed_precision)
-    logging.getLogger("modeling_cnnrnn").setLevel(logging.INFO if accelerator.is_main_process else logging.ERROR)
-    transformers.logging.disable_progress_bar()  # loading the weights takes no time
+    accelerator = create_accelerator(args.mixed_precision)
     set_seed(args.seed)
 
     # 1. The images and their references
@@ -86,6 +82,7 @@ def main():
             "\nBeam %d, %.0f images per second:\n%s", num_beams, result.content["images_per_second"], result.scores
         )
     protocol = {**asdict(args), **provenance(accelerator)}
+    protocol["max_length"] = args.max_length or model.generation_config.max_length
     title = f"{Path(args.model_name_or_path).name} on {args.dataset_name}, {args.split}"
     files = write_evaluation(args.output_dir, dataset, evaluation, scored, protocol, args.gallery_size, title)
     logger.info("\nWritten: %s", " ".join(map(str, files)))

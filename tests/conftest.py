@@ -1,9 +1,12 @@
 """Tiny random models, images and captions for every test: a fixed seed, no network, one thread."""
 
 import os
+import tempfile
 
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported
+# the code of repositories, which each worker of a parallel run loads for itself
+os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="modules-")
 
 from collections.abc import Callable
 

@@ -125,11 +125,11 @@ def caption_dataset(args: CaptionDatasetArguments, generation: GenerationArgumen
 
     import datasets
     import torch
-    import transformers
-    from accelerate import Accelerator, InitProcessGroupKwargs
+    from accelerate import InitProcessGroupKwargs
     from tqdm.auto import tqdm
 
     from ..evaluation.dataset_captions import caption_parts, find_missing_parts, load_image_rows
+    from ..evaluation.processes import create_accelerator
     from ..hub.push_dataset import check_dataset_options, finish_dataset
     from ..models.modeling_cnnrnn import CnnRnnForConditionalGeneration
     from ..models.pipeline_cnnrnn import ImageToTextPipeline
@@ -137,14 +137,9 @@ def caption_dataset(args: CaptionDatasetArguments, generation: GenerationArgumen
 
     logging.basicConfig(format="%(message)s")
     logger = logging.getLogger(__name__)
-    accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),  # or several processes would not find each other on a CPU
-        mixed_precision=args.mixed_precision,
-        # processes wait for the first to have read the dataset, and at the end for the slowest
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))],
-    )
-    logging.getLogger("modeling_cnnrnn").setLevel(logging.INFO if accelerator.is_main_process else logging.ERROR)
-    transformers.logging.disable_progress_bar()  # loading the weights takes no time
+    # processes wait for the first to have read the dataset, and at the end for the slowest
+    waiting = InitProcessGroupKwargs(timeout=timedelta(days=1))
+    accelerator = create_accelerator(args.mixed_precision, kwargs_handlers=[waiting])
     if not accelerator.is_main_process:
         datasets.disable_progress_bars()
     check_dataset_options(args, generation)

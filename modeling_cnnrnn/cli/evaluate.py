@@ -1,6 +1,7 @@
 """`cnnrnn evaluate`: score a captioner on a dataset."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from ..evaluation.arguments import EvaluationArguments
 from .arguments import parse_arguments
@@ -39,43 +40,34 @@ def evaluate(args: EvaluationArguments) -> None:
     from pathlib import Path
 
     import torch
-    import transformers
-    from accelerate import Accelerator
     from accelerate.utils import set_seed
 
     from ..data.batching import CaptionDataset
     from ..data.loading import load_split
     from ..data.shapes import scenes_of
     from ..evaluation.captions import evaluate_captioner
+    from ..evaluation.processes import create_accelerator
     from ..evaluation.provenance import provenance
     from ..evaluation.results import score_evaluation, write_evaluation
     from ..models.modeling_cnnrnn import CnnRnnForConditionalGeneration
     from ..models.processing_cnnrnn import CnnRnnProcessor
-    from ..training.features import compute_image_features
 
     logging.basicConfig(format="%(message)s")
     logger = logging.getLogger(__name__)
-    # several processes do not find each other on a CPU unless it is named
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=args.mixed_precision)
-    logging.getLogger("modeling_cnnrnn").setLevel(logging.INFO if accelerator.is_main_process else logging.ERROR)
-    transformers.logging.disable_progress_bar()  # loading the weights takes no time
+    accelerator = create_accelerator(args.mixed_precision)
     set_seed(args.seed)
 
     with accelerator.main_process_first():
         rows = load_split(args, args.split, args.max_eval_samples)
     references = rows["captions"][:]
 
-    revision = {"revision": args.model_revision}
-    processor = CnnRnnProcessor.from_pretrained(args.model_name_or_path, **revision)
-    model = CnnRnnForConditionalGeneration.from_pretrained(args.model_name_or_path, dtype=torch.float32, **revision)
+    place = {"pretrained_model_name_or_path": args.model_name_or_path, "revision": args.model_revision}
+    processor = CnnRnnProcessor.from_pretrained(**place)
+    model = CnnRnnForConditionalGeneration.from_pretrained(dtype=torch.float32, **place)
     model = accelerator.prepare_model(model, evaluation_mode=True).eval()
 
-    features, broken = None, None
-    if args.features_cache_dir is not None:
-        with accelerator.main_process_first(), accelerator.autocast():
-            features, broken = compute_image_features(model, processor, rows, args.features_cache_dir)
-    captions_per_image = max(len(captions) for captions in references)
-    dataset = CaptionDataset(rows, processor, captions_per_image, image_features=features, broken=broken)
+    stored = _stored_features(model, processor, rows, args, accelerator) if args.features_cache_dir else {}
+    dataset = CaptionDataset(rows, processor, max(map(len, references)), **stored)
     logger.info("%d images of %s, split %s.", len(dataset), args.dataset_name, args.split)
 
     evaluation = evaluate_captioner(
@@ -90,14 +82,22 @@ def evaluate(args: EvaluationArguments) -> None:
     if not accelerator.is_main_process:
         return
 
-    scored = dict(
-        zip(args.num_beams, score_evaluation(evaluation, references, args.metrics, scenes_of(rows)), strict=True)
-    )
+    results = score_evaluation(evaluation, references, args.metrics, scenes_of(rows))
+    scored = dict(zip(args.num_beams, results, strict=True))
     for num_beams, result in scored.items():
-        logger.info(
-            "\nBeam %d, %.0f images per second:\n%s", num_beams, result.content["images_per_second"], result.scores
-        )
+        speed = result.content["images_per_second"]
+        logger.info("\nBeam %d, %.0f images per second:\n%s", num_beams, speed, result.scores)
     protocol = {**asdict(args), **provenance(accelerator)}
+    protocol["max_length"] = args.max_length or model.generation_config.max_length
     title = f"{Path(args.model_name_or_path).name} on {args.dataset_name}, {args.split}"
     files = write_evaluation(args.output_dir, dataset, evaluation, scored, protocol, args.gallery_size, title)
     logger.info("\nWritten: %s", " ".join(map(str, files)))
+
+
+def _stored_features(model, processor, rows, args: EvaluationArguments, accelerator) -> dict[str, Any]:
+    """Read what the CNN sees in the images from its store, or compute and store it."""
+    from ..training.features import compute_image_features
+
+    with accelerator.main_process_first(), accelerator.autocast():
+        features, broken = compute_image_features(model, processor, rows, str(args.features_cache_dir))
+    return {"image_features": features, "broken": broken}

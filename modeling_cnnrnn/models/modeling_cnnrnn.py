@@ -258,22 +258,18 @@ class CnnRnnForConditionalGeneration(CnnRnnPreTrainedModel, CnnRnnGenerationMixi
         Raises:
             ValueError: the numbers of captions and images differ, a token is outside the vocabulary, or no label has a loss.
         """
-        if skip_logits is None:
-            skip_logits = self.training and labels is not None
+        skip_logits = (self.training and labels is not None) if skip_logits is None else skip_logits
         regularized = self.training and self.config.attention_regularization > 0 and labels is not None
-        lengths = None
+        lengths = loss = None
         if labels is not None:
-            use_cache = False
             if self.training and skip_logits and not (output_attentions or output_hidden_states):
                 lengths = self._lengths(labels)
             if decoder_input_ids is None and decoder_inputs_embeds is None:
                 decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
-            if self.training and scheduled_sampling_probability > 0 and decoder_input_ids is not None:
-                if encoder_outputs is None:
-                    encoder_outputs = self.get_encoder()(pixel_values, image_features, return_dict=True)
-                decoder_input_ids = self._mix_in_own_words(
-                    decoder_input_ids, encoder_outputs[0], scheduled_sampling_probability
-                )
+            probability = scheduled_sampling_probability if self.training else 0.0
+            if probability > 0 and decoder_input_ids is not None:
+                encoder_outputs = encoder_outputs or self.get_encoder()(pixel_values, image_features, return_dict=True)
+                decoder_input_ids = self._mix_in_own_words(decoder_input_ids, encoder_outputs[0], probability)
         outputs = self.model(
             pixel_values,
             decoder_input_ids=decoder_input_ids,
@@ -282,18 +278,16 @@ class CnnRnnForConditionalGeneration(CnnRnnPreTrainedModel, CnnRnnGenerationMixi
             past_key_values=past_key_values,
             decoder_inputs_embeds=decoder_inputs_embeds,
             image_features=image_features,
-            use_cache=use_cache,
+            use_cache=use_cache if labels is None else False,
             output_attentions=output_attentions or regularized,
             output_hidden_states=output_hidden_states,
             lengths=lengths,
             return_dict=True,
         )
-        hidden_states = outputs.last_hidden_state
-        logits = None if skip_logits and labels is not None else self.lm_head(hidden_states)
-        loss = None
+        logits = None if skip_logits and labels is not None else self.lm_head(outputs.last_hidden_state)
         if labels is not None:
-            attentions = outputs.cross_attentions[0][:, 0] if regularized else None
-            loss = self._caption_loss(hidden_states, logits, labels, attentions, num_items_in_batch, caption_weights)
+            maps = outputs.cross_attentions[0][:, 0] if regularized else None
+            loss = self._caption_loss(outputs[0], logits, labels, maps, num_items_in_batch, caption_weights)
         if logits is not None and decoder_input_ids is not None and decoder_input_ids.ndim == 3:
             logits = logits.unflatten(0, decoder_input_ids.shape[:2])
         return Seq2SeqLMOutput(
