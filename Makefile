@@ -9,7 +9,7 @@ SOURCES := modeling_cnnrnn examples tests
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo test test-oldest test-slow test-java test-space benchmark-metrics benchmark-training card quality style clean
+.PHONY: help install demo test test-fast test-oldest test-slow test-java test-space benchmark-metrics benchmark-training card quality style clean
 
 help:  ## What this file can do
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 20
@@ -22,12 +22,16 @@ $(VENV)/.%: pyproject.toml $(CONSTRAINTS)
 	touch $@
 
 demo: $(VENV)/.train  ## Learn to describe drawn pictures from scratch, in minutes: model, scores and a page of pictures
-	$(BIN)/python examples/train_captioner.py examples/recipes/shapes.json --output_dir $(OUTPUT)
-	$(BIN)/python examples/evaluate_captioner.py --model_name_or_path $(OUTPUT) --dataset_name shapes --split test \
-		--num_beams 1 3 --output_dir $(OUTPUT)/evaluation
+	$(BIN)/cnnrnn train examples/recipes/shapes.json --output_dir $(OUTPUT)
+	$(BIN)/cnnrnn evaluate --model_name_or_path $(OUTPUT) --dataset_name shapes --split test --num_beams 1 3 \
+		--output_dir $(OUTPUT)/evaluation
 
 test: install  ## The tests, in a few minutes
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist loadfile
+
+test-fast: install  ## The tests of models, metrics and the rules of the house, in less than a minute
+	$(BIN)/python -m pytest -n auto tests/models tests/metrics tests/test_house.py tests/test_files.py \
+		--deselect tests/metrics/test_scores.py --deselect tests/models/test_learning.py
 
 test-oldest: .venv-oldest/constraints.txt  ## The same tests with the oldest versions that pyproject.toml allows
 	$(MAKE) test VENV=$(<D) CONSTRAINTS=$<
@@ -58,8 +62,8 @@ benchmark-training: install  ## Speed of a training step, and of what feeds it, 
 	OMP_NUM_THREADS=1 $(BIN)/python examples/benchmarks/benchmark_training.py
 
 card: $(VENV)/.train  ## The model card that hub_card/README.md shows, from the demo
-	$(BIN)/python -m modeling_cnnrnn.hub.model_card --model_name_or_path $(OUTPUT) --repo_id me/shapes-captioner \
-		--license apache-2.0 --output_dir hub_card
+	$(BIN)/cnnrnn card --model_name_or_path $(OUTPUT) --repo_id me/shapes-captioner --license apache-2.0 \
+		--output_dir hub_card
 
 quality: install  ## Check style and types
 	$(BIN)/ruff check $(SOURCES)

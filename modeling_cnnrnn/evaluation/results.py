@@ -8,17 +8,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..data.batching import CaptionDataset, load_stored_image
 from ..data.shapes.language import checker, hallucination_scores
 from ..files import whole_folder, write_json, write_text
 from ..metrics import CaptionScores
 from .captions import CaptionEvaluation, GeneratedCaption, score_captions
+from .figures import save_attention_figure
 from .gallery import GalleryRow, write_gallery
 
 
 logger = logging.getLogger(__name__)
 
 NUM_PICTURES = 3  # of the best, of the middle, of the worst, and of the wrong ones where that is known
+ATTENTION_FIGURE = "attention.png"
 PICTURE_SIZE = 256
 
 
@@ -111,7 +115,7 @@ def write_evaluation(
         "num_images": len(last.captions),
         "num_references": sum(len(last.references[caption.row]) for caption in last.captions),
         "broken_images": broken,
-        "tokenizer_of_the_metrics": "PTB, as coco-caption",
+        "tokenizer_of_the_metrics": "PTB, as coco-caption; characters where a script has no spaces",
     }
     write_json(output_dir / "eval_results.json", {"results": results, "protocol": {**protocol, **counts}})
     write_coco_files(output_dir, last.captions, last.references, dataset.image_ids)
@@ -153,7 +157,17 @@ def write_pictures(folder: Path, dataset: CaptionDataset, scored: ScoredCaptions
             image = load_stored_image(dataset.images[scored.captions[index].row]["image"])
             image.thumbnail((PICTURE_SIZE, PICTURE_SIZE))
             image.save(partial / name)
+        _draw_attention(partial / ATTENTION_FIGURE, dataset, scored, pictures)
     return pictures
+
+
+def _draw_attention(path: Path, dataset: CaptionDataset, scored: ScoredCaptions, pictures: Mapping[int, str]) -> None:
+    """Show where the model looks while it writes the best captions, if it has attention maps."""
+    best = [scored.captions[index] for index, name in pictures.items() if name.startswith("best")]
+    if best and all(caption.attention is not None and caption.caption for caption in best):
+        images = [load_stored_image(dataset.images[caption.row]["image"]) for caption in best]
+        words = [caption.words[: len(caption.caption.split())] for caption in best]
+        save_attention_figure(path, images, words, [np.asarray(caption.attention) for caption in best])
 
 
 def write_per_image(

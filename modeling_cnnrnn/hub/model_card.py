@@ -20,6 +20,7 @@ from typing import Any
 from huggingface_hub.utils import validate_repo_id
 from jinja2 import Environment, FileSystemLoader
 
+from ..evaluation.results import ATTENTION_FIGURE
 from ..files import whole_folder, write_text
 from .card_facts import PICTURES, copy_pictures, describe_dataset, gather_facts
 from .card_metadata import card_metadata
@@ -105,10 +106,14 @@ def _add_pictures(folder: Path, pictures: Path) -> dict[str, Any]:
     curves = "training_curves.png"
     if (folder / curves).is_file():
         shutil.copyfile(folder / curves, pictures / curves)
+    attention = folder / "evaluation" / "pictures" / ATTENTION_FIGURE
+    if attention.is_file():
+        shutil.copyfile(attention, pictures / ATTENTION_FIGURE)
     return {
         "groups": groups,
         "first_picture": next(iter(groups.values()))[0]["file"] if groups else None,
         "curves": f"{PICTURES}/{curves}" if (pictures / curves).exists() else None,
+        "attention": f"{PICTURES}/{ATTENTION_FIGURE}" if (pictures / ATTENTION_FIGURE).exists() else None,
     }
 
 

@@ -14,8 +14,8 @@ from PIL import Image
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+from ..evaluation.fonts import plain_text
 from ..files import atomic_path
-from .fonts import plain_text
 
 
 LINE_WIDTH = 34  # characters below an image

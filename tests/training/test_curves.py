@@ -11,7 +11,7 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib.font_manager import fontManager
 from PIL import Image
 
-from modeling_cnnrnn.training import fonts
+from modeling_cnnrnn.evaluation import fonts
 from modeling_cnnrnn.training.curves import save_caption_sheet, save_training_curves
 
 

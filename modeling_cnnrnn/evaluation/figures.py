@@ -1,0 +1,60 @@
+"""Figures of single captions: where the model looks while it writes each word."""
+
+import os
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+from PIL import Image
+
+from ..files import atomic_path
+from .fonts import plain_text
+
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+
+VEIL_OPACITY = 0.75
+TILE_SIZE = 1.5  # inches
+
+
+def save_attention_figure(
+    path: str | os.PathLike,
+    images: Sequence[Image.Image],
+    words: Sequence[Sequence[str]],
+    attentions: Sequence[np.ndarray],
+) -> None:
+    """
+    Draw one row for each image: the image, then for each word of its caption the image, dark where the model does not look.
+
+    The layout is that of figure 3 of Show, Attend and Tell (https://arxiv.org/abs/1502.03044).
+
+    Args:
+        path: the PNG file.
+        images: the pictures, as the CNN sees them.
+        words: the words of each caption.
+        attentions: for each caption `(num_words, height, width)`; maps of further tokens, such as the end, are left out.
+    """
+    columns = 1 + max(len(row) for row in words)
+    size = (TILE_SIZE * columns, 1.2 * TILE_SIZE * len(images))
+    with plain_text(word for row in words for word in row), atomic_path(path) as partial:
+        figure, axes = plt.subplots(len(images), columns, figsize=size, squeeze=False)
+        for axis in axes.flat:
+            axis.axis("off")
+        for row, image, its_words, maps in zip(axes, images, words, attentions, strict=True):
+            row[0].imshow(image)
+            for axis, word, attention in zip(row[1:], its_words, maps, strict=False):
+                axis.imshow(_veiled(image, np.asarray(attention, dtype=np.float32)))
+                axis.set_title(word, fontsize=13)
+        figure.subplots_adjust(wspace=0.06, hspace=0.3)
+        figure.savefig(partial, dpi=80, bbox_inches="tight", pad_inches=0.05, format="png")
+        plt.close(figure)
+
+
+def _veiled(image: Image.Image, attention: np.ndarray) -> np.ndarray:
+    """The pixels of an image, darker where `attention` `(height, width)` is smaller."""
+    grid = Image.fromarray(attention / max(float(attention.max()), 1e-12))
+    light = np.asarray(grid.resize(image.size, Image.Resampling.BICUBIC)).clip(0, 1)
+    visible = 1 - VEIL_OPACITY * (1 - light)
+    return (np.asarray(image.convert("RGB")) * visible[..., None]).astype(np.uint8)
