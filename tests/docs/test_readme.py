@@ -2,9 +2,8 @@
 
 import json
 import re
-import runpy
 import shlex
-import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from support.paths import ROOT
 from support.repositories import fork_jobs, make_model, save
 
 from modeling_cnnrnn import CnnRnnForConditionalGeneration, CnnRnnProcessor
+from modeling_cnnrnn.cli import caption
 
 
 README, OF_EXAMPLES = ((ROOT / path).read_text(encoding="utf-8") for path in ("README.md", "examples/README.md"))
@@ -26,29 +26,30 @@ def blocks(language: str, text: str = README) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
 
 
-def ways() -> dict[str, list[str]]:
-    """Code and commands of the table of uses, by what is said in its first column."""
-    table = README.partition("| you have | you write |\n")[2].partition("\n\n")[0]
+def ways(text: str) -> dict[str, list[str]]:
+    """Code and commands of a table of uses, by what is said in its first column."""
+    table = text.partition("| you have | you write |\n")[2].partition("\n\n")[0]
     rows = [re.fullmatch(r"\| (.*?) \| (.*) \|", line).groups() for line in table.splitlines()[1:]]
     return {name: re.findall("`([^`]+)`", cell) for name, cell in rows}
 
 
 def is_command(codes: list[str]) -> bool:
-    return codes[0].startswith("python ")
+    return codes[0].startswith("cnnrnn ")
 
 
-CODE = {name: codes for name, codes in ways().items() if not is_command(codes)}
+WAYS = {f"README: {name}": codes for name, codes in ways(README).items()} | ways(OF_EXAMPLES)
+CODE = {name: codes for name, codes in WAYS.items() if not is_command(codes)}
 STRANGERS = {name: codes for name, codes in CODE.items() if "trust_remote_code=True" in codes[-1]}
-COMMANDS = [
-    shlex.split(line.partition(" #")[0].partition("  # ")[0])
+LINES = [
+    line.partition(" #")[0]
     for block in [
         *blocks("bash"),
         *blocks("bash", OF_EXAMPLES),
-        *(codes[0] for codes in ways().values() if is_command(codes)),
+        *(codes[0] for codes in WAYS.values() if is_command(codes)),
     ]
     for line in block.replace("\\\n", " ").splitlines()
 ]
-OURS = [words for words in COMMANDS if words[0] != "make"]
+COMMANDS = [shlex.split(line.replace("-m modeling_cnnrnn", "cnnrnn")) for line in LINES if "cnnrnn " in line]
 
 
 def sentences(folder: Path, **options) -> list[str]:
@@ -74,7 +75,16 @@ def test_every_block_of_python_prints_what_a_direct_call_gives(folder, capsys):
     assert len(blocks("python")) == README.count("```python")
     for block in blocks("python"):
         exec(block, {})
-        assert capsys.readouterr().out.splitlines()[-1] == str(sentences(folder, num_beams=3))
+        assert capsys.readouterr().out.splitlines()[-1] == str([{"generated_text": sentences(folder)[0]}])
+
+
+def test_the_numbers_are_those_of_the_card():
+    card = (ROOT / "hub_card" / "README.md").read_text(encoding="utf-8")
+    accuracy = {beam: float(value) for value, beam in re.findall(r"value: (\S+)\n +name: accuracy \(beam (\d)\)", card)}
+    best, greedy = re.search(
+        r"(\d+) % of the 500 sentences \(beam 3; (\d+) % greedy\)", " ".join(README.split())
+    ).groups()
+    assert (int(best), int(greedy)) == (round(100 * accuracy["3"]), round(100 * accuracy["1"]))
 
 
 def test_the_table_has_every_way():
@@ -98,27 +108,26 @@ def test_code_for_who_has_transformers_alone_writes_the_sentence(folder):
         assert fork_jobs(hub, folder, jobs) == dict.fromkeys(STRANGERS, *sentences(folder))
 
 
-def test_the_folder_of_photographs_is_captioned_by_the_command(folder, monkeypatch):
-    (words,) = [words for words in OURS if words[1].endswith("caption_images.py") and "photographs" in words]
+def test_the_folder_of_photographs_is_captioned_by_the_command(folder):
     (folder / "photographs").mkdir()
     Image.open(PICTURE).save(f"photographs/{PICTURE}")
-    monkeypatch.setattr(sys, "argv", words[1:])
-    runpy.run_path(str(ROOT / words[1]), run_name="__main__")
+    (words,) = {tuple(words) for words in COMMANDS if "photographs" in words and words[1] == "caption"}
+    with pytest.raises(SystemExit) as end:
+        caption.main(words[2:])
+    assert end.value.code == 0
     assert sentences(folder, num_beams=3)[0] in Path("captions.csv").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("words", OURS, ids=" ".join)
-def test_a_command_has_its_options(words, monkeypatch, capsys):
-    start = next(
-        number for number, word in enumerate(words) if word.endswith(".py") or word == "modeling_cnnrnn.metrics"
-    )
-    program, options = words[start], [word for word in words[start:] if word.startswith("--")]
-    if words[start + 1].endswith(".json"):  # a recipe
-        options += [f"--{name}" for name in json.loads((ROOT / words[start + 1]).read_text())]
-    monkeypatch.setattr(sys, "argv", [program, "--help"])
-    start, name = (runpy.run_path, str(ROOT / program)) if program.endswith(".py") else (runpy.run_module, program)
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_a_command_has_its_options(words, capsys, monkeypatch):
+    words = words[words.index("cnnrnn") + 1 :]
+    verb, options = words[0], [word for word in words if word.startswith("--")]
+    if words[1].endswith(".json"):  # a recipe
+        options += [f"--{name}" for name in json.loads((ROOT / words[1]).read_text())]
+    kind = ["--dataset_name", "x"] if verb == "caption" and "--dataset_name" in options else []
+    monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit) as stop:
-        start(name, run_name="__main__")
+        import_module(f"modeling_cnnrnn.cli.{verb}").main([*kind, "--help"])
     assert not stop.value.code
     known = set(re.findall(r"--\w+", capsys.readouterr().out))
     assert set(options) <= known
