@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from accelerate import Accelerator
 from accelerate.utils import (
     DistributedDataParallelKwargs,
@@ -29,6 +28,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
+from ..evaluation import processes
 from ..evaluation.provenance import EnergyMeter, peak_memory, provenance
 from ..files import copy_files, link_files, whole_folder, write_json
 from ..models.error_messages_cnnrnn import shown
@@ -71,17 +71,14 @@ def create_accelerator(args: TrainingArguments) -> Accelerator:
     """
     check_output_dir(args.output_dir, args.resume_from_checkpoint, args.overwrite_output_dir)
     output_dir = Path(args.output_dir)
-    accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),  # or several processes would not find each other on a CPU
+    accelerator = processes.create_accelerator(
+        args.mixed_precision,
         gradient_accumulation_steps=1,  # the trainer divides by the items of all micro-batches itself
-        mixed_precision=args.mixed_precision,
         log_with=find_trackers(args.report_to),
         project_config=ProjectConfiguration(project_dir=str(output_dir), logging_dir=str(output_dir / "logs")),
     )
     if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise ValueError("FSDP is of version 1: pass `--fsdp_version 2` to `accelerate launch`.")
-    logging.getLogger("modeling_cnnrnn").setLevel(logging.INFO if accelerator.is_main_process else logging.ERROR)
-    transformers.logging.disable_progress_bar()  # of weights, which are read and written in no time
     return accelerator
 
 
