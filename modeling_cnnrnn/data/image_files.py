@@ -12,7 +12,7 @@ import re
 import unicodedata
 import zipfile
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,7 @@ class ImageFiles:
         folders = [*([] if folder is None else [folder]), *others]
         self.folders = tuple(dict.fromkeys(os.path.realpath(path) for path in folders))
         self._resolved: dict[str, str] = {}
+        self._found: dict[str, str] = {}
 
     def contains(self, path: str) -> bool:
         """Return whether the file at `path`, with its symbolic links resolved, is inside the folders."""
@@ -104,9 +105,10 @@ class ImageFiles:
         return inside[0] if inside else None
 
     def _candidates(self, name: str) -> list[str]:
-        for index, key in zip(self._indices, (name, _spelling(name), _stem(name)), strict=True):
-            if key in index:
-                return index[key]
+        spellings: tuple[Callable[[str], str], ...] = (str, _spelling, _stem)
+        for index, spell in zip(self._indices, spellings, strict=True):
+            if found := index.get(spell(name)):
+                return found
         return []
 
     @cached_property
@@ -163,10 +165,12 @@ class ImageFiles:
         return cell if path == name else {"bytes": None, "path": path}
 
     def _find_or_raise(self, name: str) -> str:
-        path = self.find(name)
-        if path is None:
-            raise FileNotFoundError(f"{shown(name)} is not found in {shown(self.folder, 200)}.")
-        return path
+        if name not in self._found:  # an image has five rows in many a table
+            path = self.find(name)
+            if path is None:
+                raise FileNotFoundError(f"{shown(name)} is not found in {shown(self.folder, 200)}.")
+            self._found[name] = path
+        return self._found[name]
 
     def _read_member(self, address: str) -> bytes:
         member, _, archive = address.removeprefix("zip://").partition("::")

@@ -314,8 +314,8 @@ def _resolve_images(images: Dataset, files: ImageFiles) -> tuple[Dataset, list[s
         problem = ""
         if name is not None:
             cell = {"bytes": None, "path": name}
-            problem = _problem_of(cell, files)
-            is_changed |= not problem and files.resolve(cell) is not cell
+            resolved, problem = _resolve(cell, files)
+            is_changed |= not problem and resolved is not cell
         problems.append(problem)
     if is_changed:
         cells = images.cast_column("image", datasets.Image(decode=False))
@@ -329,23 +329,19 @@ def _resolve_images(images: Dataset, files: ImageFiles) -> tuple[Dataset, list[s
     return images, problems
 
 
-def _problem_of(cell: Any, files: ImageFiles) -> str:
-    """Return why there is no image, `"outside"`, `"missing"` or `"absent"`, and the name; `""` if there is one."""
+def _resolve(cell: Any, files: ImageFiles) -> tuple[Any, str]:
+    """Return the cell to open and `""`, or why there is none, `"outside"`, `"missing"` or `"absent"`, and the name."""
     name = cell.get("path") if isinstance(cell, Mapping) else cell
     try:
-        files.resolve(cell)
+        return files.resolve(cell), ""
     except OutsideFilesError:
-        return f"outside {name}"
+        return None, f"outside {name}"
     except FileNotFoundError:
-        return f"missing {name}" if name else "absent"
-    return ""
+        return None, f"missing {name}" if name else "absent"
 
 
 def _resolved_row(row: Mapping[str, Any], files: ImageFiles) -> dict[str, Any]:
-    try:
-        return {"image": files.resolve(row["image"])}
-    except (FileNotFoundError, OutsideFilesError):
-        return {"image": None}
+    return {"image": _resolve(row["image"], files)[0]}
 
 
 def _read_table(
@@ -403,9 +399,7 @@ def _read_row(row: Mapping[str, Any], default_id: str, layout: _Layout) -> dict[
         "problem": "",
     }
     if not columns.embedded:
-        cell = row[columns.image]
-        read["problem"] = _problem_of(cell, layout.files)
-        read["image"] = None if read["problem"] else layout.files.resolve(cell)
+        read["image"], read["problem"] = _resolve(row[columns.image], layout.files)
     return read
 
 

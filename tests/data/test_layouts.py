@@ -471,6 +471,14 @@ def test_names_in_warnings_are_short_and_cannot_command_a_terminal(tmp_path, cap
         ({"a.tar": b"nothing like an archive"}, "a.tar", "the archive `a.tar` is damaged"),
         ({"a.tar": shard("txt", count=8)[:5000]}, "a.tar", "the archive `a.tar` is damaged"),
         ({"a.tar": tar({"0.txt": b"A dog.", "1.cls": b"3"})}, "a.tar", "no sample of the archive has an image"),
+        ({"a.parquet": b"PAR1 no more"}, "a.parquet", "a file of it is damaged, or not what its ending says"),
+        ({"0.jpg": picture(0), "metadata.csv": "file_name,text\n"}, ".", "there are no rows in it"),
+        (
+            {"0.jpg": picture(0), "metadata.csv": b"file_name,text\n0.jpg,Caf\xe9"},
+            ".",
+            "`metadata.csv` is not UTF-8 text",
+        ),
+        ({"a.json": '[{"image": ["0.jpg"], "caption": "A dog."}]'}, "a.json", "row 1: list `['0.jpg']` is no image"),
         ({"a.doc": "nothing"}, "a.doc", "files with the ending `.doc` are not read"),
     ],
 )
