@@ -10,7 +10,8 @@ class DatasetArguments:
     dataset_name: str = field(
         default="shapes",
         metadata={
-            "help": "'shapes', a dataset of the Hub, a folder, or a COCO or Karpathy JSON file; several with commas."
+            "help": "'shapes', a dataset of the Hub, a folder, or a file of captions (JSON, CSV, TSV, Flickr8k's .token, "
+            "Parquet, .tar); several with commas."
         },
     )
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a dataset of the Hub."})
@@ -19,7 +20,8 @@ class DatasetArguments:
         default=None, metadata={"help": "Folder inside the dataset that is read, as in datasets.load_dataset."}
     )
     image_dir: str | None = field(
-        default=None, metadata={"help": "Folder of the images, for a dataset that only names them."}
+        default=None,
+        metadata={"help": "Folder of the images, for a dataset that only names them. Files outside it are not opened."},
     )
     image_column: str | None = field(
         default=None, metadata={"help": "Column of the images. Inferred by default, like the three columns below."}

@@ -7,6 +7,7 @@ link or by the address of a private repository. Only files whose resolved path i
 
 import base64
 import binascii
+import glob
 import os
 import re
 import unicodedata
@@ -26,7 +27,7 @@ from datasets.table import InMemoryTable, embed_table_storage
 from huggingface_hub import constants
 from PIL import Image
 
-from ..models.image_files_cnnrnn import CAMERA_RAW_SUFFIXES
+from ..models.image_files_cnnrnn import CAMERA_RAW_SUFFIXES, open_image
 from .columns import shown
 
 
@@ -58,14 +59,19 @@ class ImageFiles:
         self._found: dict[str, str] = {}
 
     def contains(self, path: str) -> bool:
-        """Return whether the file at `path`, with its symbolic links resolved, is inside the folders."""
+        """
+        Return whether the file at `path`, with its symbolic links resolved, is inside the folders.
+
+        Hidden files and folders are not: a table in the home folder must not reach the keys in `.ssh`.
+        """
         folder, name = os.path.split(path)
         if folder not in self._resolved:  # thousands of files share a folder
             self._resolved[folder] = os.path.realpath(folder)
         real = os.path.join(self._resolved[folder], name)
         if name in ("", ".", "..") or os.path.islink(real):
             real = os.path.realpath(path)
-        return any(real.startswith(os.path.join(root, "")) for root in self.folders)
+        inside = [real[len(root) :] for root in self.folders if real.startswith(os.path.join(root, ""))]
+        return any(f"{os.sep}." not in below for below in inside)
 
     def find(self, name: str) -> str | None:
         """
@@ -213,20 +219,20 @@ def local_folder(name: str, data_dir: str | None) -> str | None:
     path = Path(name).expanduser()
     if path.is_dir():
         return str(path)
-    return str(path.parent) if path.is_file() or "*" in path.name else data_dir
+    return str(path.parent) if path.is_file() or glob.has_magic(path.name) else data_dir
 
 
 def _is_local(name: str) -> bool:
     path = Path(name).expanduser()
-    return path.exists() or "*" in path.name or name == "shapes"
+    return path.exists() or glob.has_magic(path.name) or name == "shapes"
 
 
 def embed_files(rows: Dataset, files: ImageFiles) -> Dataset:
     """
     Read rows with the bytes of the files that they name, to be written elsewhere.
 
-    A cell of an image, sound or video whose file is missing or outside the folders of the dataset becomes `None`, at any depth.
-    Nothing is downloaded.
+    A cell of an image, sound or video whose file is missing or outside the folders of the dataset becomes `None`, at any
+    depth; so does one of an image whose file is no picture. Nothing is downloaded.
     """
     table = rows.with_format("arrow")[:]
     for index, (name, feature) in enumerate(rows.features.items()):
@@ -251,9 +257,10 @@ def _resolve_nested(cell: Any, feature: Any, files: ImageFiles) -> Any:
         return cell
     if hasattr(feature, "embed_storage"):
         try:
-            return files.resolve(cell)
+            resolved = files.resolve(cell)
         except (OSError, ValueError):
             return None
+        return resolved if not isinstance(feature, datasets.Image) or _is_picture(resolved) else None
     if isinstance(feature, dict):
         return {name: _resolve_nested(cell[name], inner, files) for name, inner in feature.items()}
     inner = feature[0] if isinstance(feature, list) else feature.feature
@@ -262,6 +269,17 @@ def _resolve_nested(cell: Any, feature: Any, files: ImageFiles) -> Any:
             name: [_resolve_nested(item, inner[name], files) for item in items or []] for name, items in cell.items()
         }
     return [_resolve_nested(item, inner, files) for item in cell]
+
+
+def _is_picture(cell: Any) -> bool:
+    if not isinstance(cell, Mapping) or cell.get("bytes"):
+        return True  # these bytes are the dataset's own
+    try:
+        with open(cell["path"], "rb") as file:
+            open_image(file, cell["path"]).close()
+    except Exception:  # what PIL raises depends on the format and on where the file is damaged
+        return False
+    return True
 
 
 # --------------------------------------------------------------------------------------------------------------------

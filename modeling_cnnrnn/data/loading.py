@@ -416,7 +416,7 @@ def _warn(table: Dataset, split: str, layout: _Layout) -> None:
         kind, _, name = problem.partition(" ")
         if kind:
             names[kind][name or image_id] = None
-    folder = shown(layout.files.folder or "the dataset", 200)
+    folder = shown(layout.files.folder, 200) if layout.files.folder else "the dataset"
     left_out(
         split,
         f"images outside {folder}",

@@ -162,6 +162,27 @@ def test_addresses_in_cells_are_not_opened(tmp_path, address):
         ImageFiles(str(tmp_path)).resolve({"bytes": None, "path": address})
 
 
+def test_hidden_files_beside_a_table_are_outside(tmp_path):
+    """A table that was saved in the home folder."""
+    home = write(tmp_path, {".ssh/a.jpg": picture(9), ".a.jpg": picture(9), "b.jpg": picture(1)})
+    rows = [path_only(home / name) for name in (".ssh/a.jpg", ".a.jpg", "b.jpg")]
+    name = write(home, {"train.parquet": parquet(rows)}) / "train.parquet"
+    assert [number_of(image) for image in load_caption_dataset(name)["train"]["image"]] == [1]
+
+
+def test_hidden_folder_may_be_the_dataset(tmp_path):
+    folder = write(tmp_path / ".data", {"b.jpg": picture(1), "train.parquet": parquet([path_only("b.jpg")])})
+    assert len(load_caption_dataset(folder / "train.parquet")["train"]) == 1
+
+
+def test_file_that_is_no_picture_is_not_written(tmp_path):
+    folder = write(tmp_path / "data", {"letter.txt": "Dear friend", "1.jpg": picture(1)})
+    cells = [{"bytes": None, "path": str(folder / name)} for name in ("letter.txt", "1.jpg")]
+    rows = datasets.Dataset.from_dict({"image": cells}, features=datasets.Features(image=datasets.Image()))
+    written = embed_files(rows, ImageFiles(str(folder))).data.to_pylist()
+    assert [row["image"] and row["image"]["bytes"] for row in written] == [None, picture(1)]
+
+
 def test_image_dir_allows_what_is_in_it(tmp_path, secret):
     name = make_parquet(tmp_path / "data", secret)
     rows = load_caption_dataset(name, image_dir=secret.parent)["train"]
