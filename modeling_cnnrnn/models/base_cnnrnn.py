@@ -1,16 +1,42 @@
 """The base class of all models: initial weights, freezing of the CNN, loading that retries and refuses damaged files."""
 
+import copy
 import hashlib
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 import torch
 from huggingface_hub import constants
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 from transformers import initialization as init
 
-from .configuration_cnnrnn import CnnRnnConfig
+from .configuration_cnnrnn import MAX_PARAMETERS, CnnRnnConfig
+from .error_messages_cnnrnn import shown
+from .loading_cnnrnn import CnnRnnLoadingError, Part, explain_errors, file_fault
+
+
+MAX_TENSORS = 2**16  # of a model; a ResNet-152 has about a thousand
+MAX_LENGTH = 10_000  # of a sentence
+# fields of generation_config.json that are token ids, counts and numbers
+TOKEN_FIELDS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "suppress_tokens")
+TOKEN_FIELDS += ("begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id")
+COUNT_FIELDS = ("max_length", "max_new_tokens", "num_beams", "num_return_sequences")
+NUMBER_FIELDS = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "repetition_penalty",
+    "length_penalty",
+    "no_repeat_ngram_size",
+    "min_length",
+)
+
+_checks_weights: ContextVar[bool] = ContextVar("checks_weights", default=False)
 
 
 class CnnRnnPreTrainedModel(PreTrainedModel):
@@ -26,24 +52,45 @@ class CnnRnnPreTrainedModel(PreTrainedModel):
     _is_stateful = True  # a recurrent state cannot be rolled back: no assisted generation
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, cache_dir=None, **kwargs):
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, cache_dir=None, check_weights=True, **kwargs):
         """
         Load a model as transformers does, and compute with it what the saved one computed, to the last bit.
 
         Retries while the Hub returns a 5xx error, and refuses weights that are damaged on the way.
 
+        Args:
+            check_weights (`bool`, *optional*, defaults to `True`): whether to refuse weights that are missing, not finite, or of a decoder other than the one in
+                config.json. `False` initializes missing weights at random, as transformers does.
+
         Raises:
             OSError: as in transformers, or the Hub keeps returning a 5xx error, or the weights arrived damaged.
+            CnnRnnLoadingError: a file is missing, damaged or wrong, or its weights are not those of the model. It is both
+                an `OSError` and a `ValueError`, and names the file, and the field where one is at fault.
         """
-        name = str(pretrained_model_name_or_path)
+        place = pretrained_model_name_or_path
+        _refuse_faulty_generation_config(place, kwargs.get("subfolder") or "")
+        token = _checks_weights.set(check_weights)
+        try:
+            with explain_errors(place, cls._parts(), cache_dir=cache_dir, **kwargs), _limited_size():
+                loaded = cls._load_with_retries(place, *model_args, cache_dir=cache_dir, **kwargs)
+                model = loaded[0] if isinstance(loaded, tuple) else loaded
+                if model.can_generate():
+                    check_generation_config(model.generation_config, model.config)
+        finally:
+            _checks_weights.reset(token)
+        if check_weights:
+            check_finite(model, place)
+        align_weights(model)
+        return loaded
+
+    @classmethod
+    def _load_with_retries(cls, place, *model_args, cache_dir=None, **kwargs):
+        name = str(place)
         cache = Path(cache_dir or constants.HF_HUB_CACHE, "models--" + name.replace("/", "--"))
         before = _times_of_blobs(cache)
         for wait in (1, 2, 4, None):
             try:
-                loaded = super().from_pretrained(
-                    pretrained_model_name_or_path, *model_args, cache_dir=cache_dir, **kwargs
-                )
-                break
+                return super().from_pretrained(place, *model_args, cache_dir=cache_dir, **kwargs)
             except OSError as error:
                 status = getattr(getattr(error.__cause__, "response", None), "status_code", 0)
                 if status < 500:
@@ -53,8 +100,38 @@ class CnnRnnPreTrainedModel(PreTrainedModel):
                 time.sleep(wait)
             finally:
                 _refuse_damaged(name, cache, before)
-        align_weights(loaded[0] if isinstance(loaded, tuple) else loaded)
-        return loaded
+        raise AssertionError("the last retry returns or raises")
+
+    @classmethod
+    def _parts(cls) -> tuple[Part, ...]:
+        """List what a folder must hold beside the weights, to find the field at fault."""
+
+        def build(folder: Path):
+            config = CnnRnnConfig._from_folder(folder)
+            with torch.device("meta"), _limited_size():
+                cls(config)
+
+        def check_generation(folder: Path):
+            config = CnnRnnConfig._from_folder(folder)
+            if (folder / "generation_config.json").exists():
+                check_generation_config(GenerationConfig.from_pretrained(folder), config)
+
+        return Part(("config.json",), build), Part(("generation_config.json", "config.json"), check_generation)
+
+    @staticmethod
+    def _finalize_model_loading(model, load_config, loading_info):
+        """Refuse weights that do not fit before transformers allocates others in their place."""
+        if _checks_weights.get():
+            fitting = copy.copy(loading_info)
+            model._adjust_missing_and_unexpected_keys(fitting)
+            is_ignored = load_config.ignore_mismatched_sizes
+            check_keys(
+                load_config.pretrained_model_name_or_path,
+                _without_tied(fitting.missing_keys, model.all_tied_weights_keys),
+                [] if load_config.hf_quantizer else [key for key in fitting.unexpected_keys if "decoder." in key],
+                [] if is_ignored else fitting.mismatched_keys,
+            )
+        return PreTrainedModel._finalize_model_loading(model, load_config, loading_info)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -110,6 +187,127 @@ def _refuse_damaged(name: str, cache: Path, before: dict[Path, int]):
         raise OSError(f"'{name}' arrived damaged ({files}), and what arrived is deleted: load it once more.")
 
 
+def _refuse_faulty_generation_config(place, subfolder: str):
+    """Say what transformers does not: it goes on without the generation_config.json that it cannot read."""
+    path = Path(place or "", subfolder, "generation_config.json")
+    fault = file_fault(path) if path.is_file() else None
+    if fault:
+        raise CnnRnnLoadingError(f"{shown(path)} {fault}.")
+
+
+@contextmanager
+def _limited_size() -> Iterator[None]:
+    """Stop building a model whose configuration asks for more than any memory holds."""
+    thread, tensors, parameters = threading.get_ident(), 0, 0
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None):
+        nonlocal tensors, parameters
+        if parameter is None or threading.get_ident() != thread:
+            return
+        tensors, parameters = tensors + 1, parameters + parameter.numel()
+        if tensors > MAX_TENSORS or parameters > MAX_PARAMETERS:
+            raise ValueError("the model is larger than any memory")
+
+    handle = nn.modules.module.register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def check_generation_config(config: GenerationConfig, model_config: CnnRnnConfig):
+    """
+    Check the fields of a generation configuration that a captioner uses.
+
+    Raises:
+        ValueError: a token is outside the vocabulary, a count is no positive number, or a number is none; sentences of a
+            model that learned an end have none.
+    """
+    vocab_size = model_config.vocab_size
+    for name in TOKEN_FIELDS:
+        value = getattr(config, name, None)
+        tokens = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(type(token) is int and 0 <= token < vocab_size for token in tokens):
+            raise ValueError(f"`{name}` is {shown(value, 80)}, not of the vocabulary of {vocab_size} words")
+        if value == [] or (
+            isinstance(value, list) and name in ("pad_token_id", "bos_token_id", "decoder_start_token_id")
+        ):
+            raise ValueError(f"`{name}` is {shown(value, 80)}, not a token id")
+    if config.suppress_tokens is not None and not isinstance(config.suppress_tokens, list):
+        raise ValueError(f"`suppress_tokens` is {shown(config.suppress_tokens, 80)}, not a list of token ids")
+    for name in COUNT_FIELDS:
+        value = getattr(config, name, None)
+        if value is not None and (type(value) is not int or not 1 <= value <= MAX_LENGTH):
+            raise ValueError(f"`{name}` is {shown(value, 80)}, not a number from 1 to {MAX_LENGTH}")
+    for name in NUMBER_FIELDS:
+        value = getattr(config, name, None)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value >= -1e9):
+            raise ValueError(f"`{name}` is {shown(value, 80)}, not a number")
+    if config.eos_token_id is None and model_config.eos_token_id is not None:
+        raise ValueError("`eos_token_id` is None: sentences would not end")
+    if config.max_length is not None and config.max_new_tokens is None and config.max_length < 2:
+        raise ValueError(f"`max_length` is {config.max_length}, which leaves no room for a word after the start token")
+
+
+def check_keys(place, missing, unexpected, mismatched):
+    """
+    Refuse weights that are not those of the model.
+
+    Args:
+        place: folder or repository of the weights.
+        missing: names of parameters that the weights lack.
+        unexpected: names of weights that the model lacks.
+        mismatched: `(name, shape in the weights, shape in the model)`.
+
+    Raises:
+        CnnRnnLoadingError: one of the three is not empty.
+    """
+    remedy = "take config.json and the weights from one captioner"
+    for name, saved, built in sorted(mismatched):
+        raise CnnRnnLoadingError(
+            f"The weights in {shown(place)} do not fit config.json: {shown(name)} has shape {tuple(saved)} in the weights and "
+            f"{tuple(built)} by config.json ({len(mismatched)} such weights): {remedy}."
+        )
+    faults = []
+    if missing:
+        faults.append(f"lack {len(missing)} that the model needs ({_first(missing)})")
+    if unexpected:
+        faults.append(f"hold {len(unexpected)} that the model does not use ({_first(unexpected)})")
+    if faults:
+        raise CnnRnnLoadingError(
+            f"The weights in {shown(place)} {' and '.join(faults)}: {remedy}, or pass `check_weights=False` to initialize "
+            "what is missing at random."
+        )
+
+
+def _first(names) -> str:
+    return ", ".join(shown(name, 80) for name in sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def _without_tied(missing: set[str], tied: dict[str, str]) -> set[str]:
+    """Leave out parameters that share their tensor with one that is there."""
+    shared = {name for pair in tied.items() for name in pair if not set(pair) <= missing}
+    return missing - shared
+
+
+@torch.no_grad()
+def check_finite(model: nn.Module, place):
+    """
+    Refuse weights with NaN or infinite values: sentences written with them mean nothing.
+
+    Raises:
+        CnnRnnLoadingError: a parameter or buffer that is in memory and in floating point is not finite.
+    """
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        is_plain = type(tensor.data) is torch.Tensor and tensor.dtype.is_floating_point and tensor.dtype.itemsize > 1
+        # one pass without a copy: NaN and infinity are the extremes of what holds them
+        if is_plain and not tensor.is_meta and tensor.numel() and not all(x.isfinite() for x in tensor.aminmax()):
+            raise CnnRnnLoadingError(
+                f"The weights in {shown(place)} hold NaN or infinite values (in {name}): take those of an earlier "
+                "checkpoint, or pass `check_weights=False`."
+            )
+
+
 def align_weights(model: nn.Module):
     """Copy weights to aligned memory: CPU matrix products round differently for unaligned tensors."""
     for tensor in (*model.parameters(), *model.buffers()):
@@ -117,4 +315,4 @@ def align_weights(model: nn.Module):
             tensor.data = tensor.data.clone()
 
 
-__all__ = ["CnnRnnPreTrainedModel", "align_weights"]
+__all__ = ["CnnRnnPreTrainedModel", "align_weights", "check_finite", "check_keys"]

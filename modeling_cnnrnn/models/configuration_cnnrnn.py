@@ -1,13 +1,19 @@
 """Configuration of the CNN+RNN captioner."""
 
-from typing import Literal
+import os
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from .error_messages_cnnrnn import shown
+from .loading_cnnrnn import Part, explain_errors
+
 
 DEFAULT_MAX_LENGTH = 32  # of a sentence, in tokens with the start and the end
+MAX_PARAMETERS = 2**34  # of the decoder: 64 GiB in float32
 
 
 @strict
@@ -116,6 +122,55 @@ class CnnRnnConfig(PreTrainedConfig):
             self.decoder_start_token_id = self.bos_token_id
 
     @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs
+    ):
+        """
+        Load a configuration, see [`~transformers.PreTrainedConfig.from_pretrained`].
+
+        Raises:
+            OSError: as in transformers.
+            CnnRnnLoadingError: there is no configuration of a captioner, or a field of it is wrong.
+        """
+        with explain_errors(pretrained_model_name_or_path, (Part(("config.json",), cls._from_folder),), **kwargs):
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
+    def _from_folder(cls, folder: os.PathLike):
+        config_dict, _ = cls.get_config_dict(folder)
+        return cls.from_dict(config_dict)
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
+        """
+        Read a configuration file, see [`~transformers.PreTrainedConfig.get_config_dict`].
+
+        Raises:
+            ValueError: there is none, or it is that of another model.
+        """
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if not config_dict:
+            raise ValueError("there is no config.json")
+        if config_dict.get("model_type") != cls.model_type:
+            raise ValueError(f"`model_type` is {shown(config_dict.get('model_type'), 80)}, not {cls.model_type!r}")
+        return config_dict, kwargs
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """
+        Make a configuration from its fields, see [`~transformers.PreTrainedConfig.from_dict`].
+
+        Raises:
+            ValueError: a field has the wrong type or value; the sentence names it.
+        """
+        try:
+            return super().from_dict(config_dict, **kwargs)
+        except (StrictDataclassFieldValidationError, StrictDataclassClassValidationError) as error:
+            # their messages have several lines, of which the last is the reason
+            place = f"config.json of {shown(kwargs['name_or_path'])}: " if kwargs.get("name_or_path") else ""
+            raise ValueError(place + shown(error.__cause__ or error)) from error
+
+    @classmethod
     def from_tokenizer(cls, tokenizer, **kwargs) -> "CnnRnnConfig":
         """
         Make the configuration of a captioner that writes the words of a tokenizer.
@@ -135,6 +190,7 @@ class CnnRnnConfig(PreTrainedConfig):
         for name in ("vocab_size", "hidden_size", "embedding_size", "num_hidden_layers", "attention_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}: pass a positive number.")
+        self._check_size()
         for name in ("dropout", "embedding_dropout", "feature_dropout", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}: pass a number in [0, 1).")
@@ -150,6 +206,21 @@ class CnnRnnConfig(PreTrainedConfig):
                 f"`tie_word_embeddings` needs `embedding_size` ({self.embedding_size}) to equal `hidden_size` "
                 f"({self.hidden_size}): make them equal or leave the embeddings untied."
             )
+        self._check_special_tokens()
+
+    def _check_size(self):
+        """Refuse a decoder that would fill the memory, before any of it is allocated."""
+        size = max(self.hidden_size, self.embedding_size)
+        parameters = size * (self.vocab_size + 8 * size * self.num_hidden_layers + self.attention_size)
+        if parameters > MAX_PARAMETERS:
+            raise ValueError(
+                f"`vocab_size` ({self.vocab_size}), `hidden_size` ({self.hidden_size}), `embedding_size` "
+                f"({self.embedding_size}), `num_hidden_layers` ({self.num_hidden_layers}) and `attention_size` "
+                f"({self.attention_size}) make about {parameters:.1e} parameters, which no memory holds: pass smaller ones."
+            )
+
+    def _check_special_tokens(self):
+        """Check that special tokens are different tokens of the vocabulary."""
         eos_token_ids = self.eos_token_id if isinstance(self.eos_token_id, list) else [self.eos_token_id]
         special = [
             i for i in (self.pad_token_id, self.bos_token_id, *eos_token_ids, self.unk_token_id) if i is not None
@@ -160,6 +231,14 @@ class CnnRnnConfig(PreTrainedConfig):
                 f"`pad_token_id` ({self.pad_token_id}), `bos_token_id` ({self.bos_token_id}), `eos_token_id` "
                 f"({self.eos_token_id}) and `unk_token_id` ({self.unk_token_id}) must be different tokens."
             )
+        start = self.decoder_start_token_id
+        for token in special if start is None else (*special, start):
+            if not 0 <= token < self.vocab_size:
+                raise ValueError(
+                    f"`pad_token_id` ({self.pad_token_id}), `bos_token_id` ({self.bos_token_id}), `eos_token_id` "
+                    f"({self.eos_token_id}), `unk_token_id` ({self.unk_token_id}) and `decoder_start_token_id` ({start}) "
+                    f"must be tokens of the vocabulary, from 0 to {self.vocab_size - 1}: {token} is not."
+                )
 
 
 __all__ = ["DEFAULT_MAX_LENGTH", "CnnRnnConfig"]

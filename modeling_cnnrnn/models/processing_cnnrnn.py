@@ -10,7 +10,12 @@ import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import RemoteEntryNotFoundError
 from PIL import Image
-from transformers import AutoImageProcessor, BitImageProcessorPil, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import (
+    AutoImageProcessor,
+    BitImageProcessorPil,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_utils import get_size_dict
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageInput, SizeDict
@@ -18,19 +23,22 @@ from transformers.tokenization_utils_base import TextInput
 from transformers.utils import to_py_obj
 
 from .image_loading_cnnrnn import is_unit_range, load_image
+from .loading_cnnrnn import CnnRnnLoadingError, explain_errors
 from .loss_cnnrnn import IGNORE_INDEX
+from .processor_checks_cnnrnn import (
+    HUB_KWARGS,
+    MAX_RESIZED_PIXELS,
+    PROCESSOR_PARTS,
+    check_vocabulary,
+    try_image_processor,
+    try_tokenizer,
+)
 
 
 try:
     from huggingface_hub.utils import httpx  # what transformers loads its images with
 except ImportError:
     import httpx  # type: ignore[no-redef]
-
-
-# options of `from_pretrained` that say where files are
-HUB_KWARGS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
-# An image of 1 x 10000 pixels whose shortest edge becomes 256 would have 655 million of them.
-MAX_RESIZED_PIXELS = 2**24
 
 
 class CnnRnnProcessor(ProcessorMixin):
@@ -70,12 +78,30 @@ class CnnRnnProcessor(ProcessorMixin):
         cls, pretrained_model_name_or_path: str | PathLike, **kwargs
     ) -> "CnnRnnProcessor":
         """
-        Load a processor, see [`~transformers.ProcessorMixin.from_pretrained`].
+        Load a processor, see [`~transformers.ProcessorMixin.from_pretrained`], and try it on a picture and a word.
+
+        Args:
+            trust_remote_code (`bool`, *optional*, defaults to `False`): whether code of the repository may run, where its
+                image processor or tokenizer is not of transformers. `False` raises an error; nobody is asked.
 
         Raises:
             OSError: the folder or repository has no processor, or cannot be read.
+            CnnRnnLoadingError: a file is missing, damaged or wrong, or the tokenizer has words that the captioner beside
+                it lacks. It is both an `OSError` and a `ValueError`, and names the file, and the field where one is at
+                fault.
         """
         place = pretrained_model_name_or_path
+        # a question on the terminal would keep a job waiting
+        kwargs["trust_remote_code"] = bool(kwargs.get("trust_remote_code"))
+        with explain_errors(place, PROCESSOR_PARTS, **kwargs):
+            processor = cls._load(place, **kwargs)
+            try_image_processor(processor.image_processor)
+            try_tokenizer(processor.tokenizer)
+        check_vocabulary(processor.tokenizer, place, {key: kwargs[key] for key in HUB_KWARGS if key in kwargs})
+        return processor
+
+    @classmethod
+    def _load(cls, place: str | PathLike, **kwargs) -> "CnnRnnProcessor":
         try:
             return super().from_pretrained(place, **kwargs)
         except httpx.TransportError as error:
@@ -86,7 +112,7 @@ class CnnRnnProcessor(ProcessorMixin):
             if all(_is_missing(place, name, kwargs) for name in image_processor) or _is_missing(
                 place, "tokenizer.json", kwargs
             ):
-                raise OSError(
+                raise CnnRnnLoadingError(
                     f"'{place}' holds no processor (processor_config.json, tokenizer.json): pass a captioner, or save a "
                     "processor there with `processor.save_pretrained`."
                 ) from error

@@ -10,7 +10,16 @@ from transformers.dynamic_module_utils import get_imports, get_relative_imports
 
 
 # what everybody has who has transformers and torch
-AVAILABLE = {"huggingface_hub", "numpy", "PIL", "tokenizers", "torch", "transformers", *sys.stdlib_module_names}
+AVAILABLE = {
+    "huggingface_hub",
+    "numpy",
+    "PIL",
+    "safetensors",
+    "tokenizers",
+    "torch",
+    "transformers",
+    *sys.stdlib_module_names,
+}
 
 
 def forbidden_imports(path: Path) -> list[str]:
