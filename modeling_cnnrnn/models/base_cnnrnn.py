@@ -2,16 +2,15 @@
 
 import copy
 import hashlib
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
 import torch
 from huggingface_hub import constants
+from safetensors import safe_open
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from transformers import GenerationConfig, PreTrainedModel
 from transformers import initialization as init
 
@@ -20,11 +19,19 @@ from .error_messages_cnnrnn import shown
 from .loading_cnnrnn import CnnRnnLoadingError, Part, explain_errors, file_fault
 
 
-MAX_TENSORS = 2**16  # of a model; a ResNet-152 has about a thousand
+MAX_TENSORS = 2**14  # of a model; a ResNet-152 has about a thousand
 MAX_LENGTH = 10_000  # of a sentence
 # fields of generation_config.json that are token ids, counts and numbers
-TOKEN_FIELDS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "suppress_tokens")
-TOKEN_FIELDS += ("begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id")
+TOKEN_FIELDS = (
+    "pad_token_id",
+    "bos_token_id",
+    "eos_token_id",
+    "decoder_start_token_id",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+)
 COUNT_FIELDS = ("max_length", "max_new_tokens", "num_beams", "num_return_sequences")
 NUMBER_FIELDS = (
     "temperature",
@@ -59,8 +66,9 @@ class CnnRnnPreTrainedModel(PreTrainedModel):
         Retries while the Hub returns a 5xx error, and refuses weights that are damaged on the way.
 
         Args:
-            check_weights (`bool`, *optional*, defaults to `True`): whether to refuse weights that are missing, not finite, or of a decoder other than the one in
-                config.json. `False` initializes missing weights at random, as transformers does.
+            check_weights (`bool`, *optional*, defaults to `True`): whether to refuse weights that are missing, not finite,
+                or of a decoder other than that of config.json. `False` initializes missing weights at random, as
+                transformers does, and those of other sizes if `ignore_mismatched_sizes=True`.
 
         Raises:
             OSError: as in transformers, or the Hub keeps returning a 5xx error, or the weights arrived damaged.
@@ -71,7 +79,7 @@ class CnnRnnPreTrainedModel(PreTrainedModel):
         _refuse_faulty_generation_config(place, kwargs.get("subfolder") or "")
         token = _checks_weights.set(check_weights)
         try:
-            with explain_errors(place, cls._parts(), cache_dir=cache_dir, **kwargs), _limited_size():
+            with explain_errors(place, cls._parts(), cache_dir=cache_dir, **kwargs), _LimitedSize():
                 loaded = cls._load_with_retries(place, *model_args, cache_dir=cache_dir, **kwargs)
                 model = loaded[0] if isinstance(loaded, tuple) else loaded
                 if model.can_generate():
@@ -79,6 +87,8 @@ class CnnRnnPreTrainedModel(PreTrainedModel):
         finally:
             _checks_weights.reset(token)
         if check_weights:
+            if place is not None and Path(place).is_dir() and not hasattr(model, "hf_quantizer"):
+                check_dtypes(model, Path(place, kwargs.get("subfolder") or ""))
             check_finite(model, place)
         align_weights(model)
         return loaded
@@ -108,7 +118,7 @@ class CnnRnnPreTrainedModel(PreTrainedModel):
 
         def build(folder: Path):
             config = CnnRnnConfig._from_folder(folder)
-            with torch.device("meta"), _limited_size():
+            with torch.device("meta"), _LimitedSize():
                 cls(config)
 
         def check_generation(folder: Path):
@@ -195,24 +205,20 @@ def _refuse_faulty_generation_config(place, subfolder: str):
         raise CnnRnnLoadingError(f"{shown(path)} {fault}.")
 
 
-@contextmanager
-def _limited_size() -> Iterator[None]:
-    """Stop building a model whose configuration asks for more than any memory holds."""
-    thread, tensors, parameters = threading.get_ident(), 0, 0
+class _LimitedSize(TorchFunctionMode):
+    """Stop building a model whose configuration asks for more than any memory holds, in this thread alone."""
 
-    def count(module: nn.Module, name: str, parameter: nn.Parameter | None):
-        nonlocal tensors, parameters
-        if parameter is None or threading.get_ident() != thread:
-            return
-        tensors, parameters = tensors + 1, parameters + parameter.numel()
-        if tensors > MAX_TENSORS or parameters > MAX_PARAMETERS:
-            raise ValueError("the model is larger than any memory")
+    def __init__(self):
+        super().__init__()
+        self.tensors, self.parameters = 0, 0
 
-    handle = nn.modules.module.register_module_parameter_registration_hook(count)
-    try:
-        yield
-    finally:
-        handle.remove()
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func is torch.empty:  # what torch's layers make their parameters of
+            self.tensors, self.parameters = self.tensors + 1, self.parameters + result.numel()
+            if self.tensors > MAX_TENSORS or self.parameters > MAX_PARAMETERS:
+                raise ValueError("the model is larger than any memory")
+        return result
 
 
 def check_generation_config(config: GenerationConfig, model_config: CnnRnnConfig):
@@ -306,6 +312,24 @@ def check_finite(model: nn.Module, place):
                 f"The weights in {shown(place)} hold NaN or infinite values (in {name}): take those of an earlier "
                 "checkpoint, or pass `check_weights=False`."
             )
+
+
+def check_dtypes(model: nn.Module, folder: Path):
+    """
+    Refuse integers where the model has floating-point weights: transformers converts them without a word.
+
+    Raises:
+        CnnRnnLoadingError: a file of the folder holds such a weight.
+    """
+    for path in folder.glob("model*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            saved = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+        for name, tensor in model.state_dict().items():
+            if tensor.is_floating_point() and saved.get(name, "F").startswith(("I", "U", "BOOL")):
+                raise CnnRnnLoadingError(
+                    f"{shown(path)} holds {name} as numbers of type {saved[name]}, not in floating point: download the file "
+                    "again, or pass `check_weights=False`."
+                )
 
 
 def align_weights(model: nn.Module):

@@ -13,6 +13,8 @@ from .loading_cnnrnn import Part, explain_errors
 
 
 DEFAULT_MAX_LENGTH = 32  # of a sentence, in tokens with the start and the end
+MAX_CNN_SIZE = 2**20  # of any number in the configuration of a CNN
+MAX_LAYERS = 1000  # of a decoder, or of a stage of a CNN
 MAX_PARAMETERS = 2**34  # of the decoder: 64 GiB in float32
 
 
@@ -209,7 +211,14 @@ class CnnRnnConfig(PreTrainedConfig):
         self._check_special_tokens()
 
     def _check_size(self):
-        """Refuse a decoder that would fill the memory, before any of it is allocated."""
+        """Refuse a model that would fill the memory, before any of it is allocated."""
+        for name, value in vars(self.encoder).items():
+            for number in value if isinstance(value, list | tuple) else [value]:
+                limit = MAX_LAYERS if name in ("depths", "num_hidden_layers") else MAX_CNN_SIZE
+                if type(number) is int and number > limit:
+                    raise ValueError(f"`encoder.{name}` is {shown(value, 80)}: pass numbers up to {limit}.")
+        if self.num_hidden_layers > MAX_LAYERS:
+            raise ValueError(f"`num_hidden_layers` is {self.num_hidden_layers}: pass a number up to {MAX_LAYERS}.")
         size = max(self.hidden_size, self.embedding_size)
         parameters = size * (self.vocab_size + 8 * size * self.num_hidden_layers + self.attention_size)
         if parameters > MAX_PARAMETERS:

@@ -16,6 +16,7 @@ from transformers import Pipeline
 from .generation_cnnrnn import sentence_mask
 from .image_loading_cnnrnn import load_image
 from .processing_cnnrnn import CnnRnnProcessor
+from .processor_checks_cnnrnn import HUB_KWARGS
 
 
 # the entry of config.json by which `transformers.pipeline` finds the class below in a repository
@@ -191,7 +192,13 @@ def pipeline(task: str | None = None, model: Any = None, **kwargs) -> Pipeline:
     Args:
         task: the task; [`ImageToTextPipeline`] serves these two, transformers all others.
         model: a repository of the Hub, a folder or a model.
-        **kwargs: as in `transformers.pipeline`.
+        **kwargs: as in `transformers.pipeline`, but nobody is asked on the terminal whether code of a repository may run:
+            pass `trust_remote_code=True` if it may.
+
+    Raises:
+        OSError: an image task and a model that cannot be read.
+        CnnRnnLoadingError: an image task and a model that is no captioner, or of which a file is missing, damaged or
+            wrong. It is both an `OSError` and a `ValueError`.
 
     ```python
     >>> captioner = pipeline("image-to-text", model="path/to/captioner")
@@ -199,8 +206,25 @@ def pipeline(task: str | None = None, model: Any = None, **kwargs) -> Pipeline:
     """
     if task in ("image-to-text", "image-captioning"):
         # transformers 5 replaces "image-to-text" by "image-text-to-text", and warns; the models of both are the same
-        task, kwargs = "image-text-to-text", {"pipeline_class": ImageToTextPipeline, **kwargs}
+        task = "image-text-to-text"
+        kwargs = {"pipeline_class": ImageToTextPipeline, "trust_remote_code": False, **kwargs}
+        try:
+            return transformers.pipeline(task, model=model, **kwargs)  # type: ignore[call-overload]
+        except Exception:
+            if isinstance(model, str | PathLike):
+                _load_alone(model, kwargs)
+            raise
     return transformers.pipeline(task, model=model, **kwargs)  # type: ignore[arg-type]
+
+
+def _load_alone(place: str | PathLike, kwargs: dict[str, Any]):
+    """Raise the one sentence about a captioner's files, of which transformers' pipeline makes a list of tracebacks."""
+    from .modeling_cnnrnn import CnnRnnForConditionalGeneration  # which imports this file
+
+    where = {**(kwargs.get("model_kwargs") or {}), **kwargs}
+    where = {key: where[key] for key in HUB_KWARGS if key in where}
+    CnnRnnForConditionalGeneration.from_pretrained(place, **where)
+    CnnRnnProcessor.from_pretrained(place, **where)
 
 
 __all__ = ["CUSTOM_PIPELINES", "ImageToTextPipeline", "pipeline"]

@@ -172,8 +172,8 @@ def other_tokenizer(folder: Path) -> None:
         (no_processor, "holds no processor"),
         (no_tokenizer, "holds no processor"),
         (no_weights, "model.safetensors"),
-        (half_the_weights, "whose weights are not complete (lm_head.bias"),
-        (other_tokenizer, "whose tokenizer has 103 words and whose model has 20"),
+        (half_the_weights, "lack 1 that the model needs ('lm_head.bias')"),
+        (other_tokenizer, "has the token 102 and config.json a `vocab_size` of 20"),
     ],
 )
 def test_what_is_no_whole_captioner_is_refused(hub, trained, client, tmp_path, damage, sentence):
