@@ -83,7 +83,9 @@ class CnnRnnPreTrainedModel(PreTrainedModel):
                 loaded = cls._load_with_retries(place, *model_args, cache_dir=cache_dir, **kwargs)
                 model = loaded[0] if isinstance(loaded, tuple) else loaded
                 if model.can_generate():
-                    check_generation_config(model.generation_config, model.config)
+                    check_generation_config(model.generation_config, model.config.vocab_size)
+                    if model.generation_config.eos_token_id is None and model.config.eos_token_id is not None:
+                        raise ValueError("`eos_token_id` of generation_config.json is missing: sentences would not end")
         finally:
             _checks_weights.reset(token)
         if check_weights:
@@ -119,12 +121,12 @@ class CnnRnnPreTrainedModel(PreTrainedModel):
         def build(folder: Path):
             config = CnnRnnConfig._from_folder(folder)
             with torch.device("meta"), _LimitedSize():
-                cls(config)
+                cls._from_config(config)  # in its dtype
 
         def check_generation(folder: Path):
-            config = CnnRnnConfig._from_folder(folder)
+            vocab_size = CnnRnnConfig._from_folder(folder).vocab_size
             if (folder / "generation_config.json").exists():
-                check_generation_config(GenerationConfig.from_pretrained(folder), config)
+                check_generation_config(GenerationConfig.from_pretrained(folder), vocab_size)
 
         return Part(("config.json",), build), Part(("generation_config.json", "config.json"), check_generation)
 
@@ -221,15 +223,13 @@ class _LimitedSize(TorchFunctionMode):
         return result
 
 
-def check_generation_config(config: GenerationConfig, model_config: CnnRnnConfig):
+def check_generation_config(config: GenerationConfig, vocab_size: int):
     """
     Check the fields of a generation configuration that a captioner uses.
 
     Raises:
-        ValueError: a token is outside the vocabulary, a count is no positive number, or a number is none; sentences of a
-            model that learned an end have none.
+        ValueError: a token is outside the vocabulary, a count is no positive number, or a number is none.
     """
-    vocab_size = model_config.vocab_size
     for name in TOKEN_FIELDS:
         value = getattr(config, name, None)
         tokens = value if isinstance(value, list) else [] if value is None else [value]
@@ -249,8 +249,6 @@ def check_generation_config(config: GenerationConfig, model_config: CnnRnnConfig
         value = getattr(config, name, None)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value >= -1e9):
             raise ValueError(f"`{name}` is {shown(value, 80)}, not a number")
-    if config.eos_token_id is None and model_config.eos_token_id is not None:
-        raise ValueError("`eos_token_id` is None: sentences would not end")
     if config.max_length is not None and config.max_new_tokens is None and config.max_length < 2:
         raise ValueError(f"`max_length` is {config.max_length}, which leaves no room for a word after the start token")
 
