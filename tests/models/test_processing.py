@@ -29,12 +29,6 @@ def processor(tokenizer):
     return CnnRnnProcessor.from_image_size(8, tokenizer)
 
 
-@pytest.fixture
-def pixels() -> np.ndarray:
-    """An RGB image of 10 x 12 random pixels."""
-    return np.random.default_rng(0).integers(0, 256, (10, 12, 3), dtype=np.uint8)
-
-
 def words(processor, ids) -> list[str]:
     return processor.tokenizer.convert_ids_to_tokens([i for i in ids if i != -100])
 
