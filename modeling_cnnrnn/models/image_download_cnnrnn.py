@@ -160,6 +160,7 @@ def _public_addresses(host: str, port: int) -> list[str]:
 def _is_public(address: str) -> bool:
     ip = ipaddress.ip_address(address)
     if isinstance(ip, ipaddress.IPv6Address):
+        # routers and systems pass these on to the IPv4 address in them, whatever the version of Python calls them
         embedded = ip.ipv4_mapped or ip.sixtofour or (ip.teredo or (None, None))[1]
         if embedded is None and ip in NAT64:
             embedded = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)

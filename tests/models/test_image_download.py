@@ -36,6 +36,7 @@ class Hostile(BaseHTTPRequestHandler):
 
     def send_picture(self, rest):
         self.server.hosts.append(self.headers["Host"])
+        assert self.headers["Accept-Encoding"] == "identity"  # or else no picture comes
         self.begin()
         self.wfile.write(self.picture)
 
@@ -139,6 +140,23 @@ def test_private_addresses_are_refused_where_it_is_asked(address, monkeypatch):
     monkeypatch.setattr(socket, "create_connection", lambda *args, **options: pytest.fail("it connects"))
     with pytest.raises(OSError, match="cannot be downloaded: its host is at a private address"):
         load_image("http://pictures.example/a.png", allow_private_addresses=False)
+
+
+@pytest.mark.parametrize("address", ["93.184.215.14", "2606:2800:21f:cb07::1", "::ffff:8.8.8.8", "64:ff9b::808:808"])
+def test_public_addresses_are_reached(hostile, pixels, address, monkeypatch):
+    entry = (socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 80))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **options: [entry])
+    reached = []
+
+    def redirected(target, *args, **options):
+        reached.append(target[0])
+        server = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        server.connect(("127.0.0.1", hostile.server_port))
+        return server
+
+    monkeypatch.setattr(socket, "create_connection", redirected)
+    assert (rgb("http://pictures.example/picture", allow_private_addresses=False) == pixels).all()
+    assert reached == [address]
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.1", "2130706433", "[::1]", "[::ffff:7f00:1]"])

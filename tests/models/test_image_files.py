@@ -82,12 +82,15 @@ def test_a_png_with_half_of_its_pixels_is_damaged():
         load_image(content[: len(content) // 2])
 
 
-def test_a_text_named_like_an_option_of_pil_is_not_one(pixels):
+@pytest.mark.parametrize("mode", ["RGB", "L", "P"])
+def test_a_text_named_like_an_option_of_pil_is_not_one(pixels, mode):
+    image = Image.fromarray(pixels).convert(mode)
     text = PngImagePlugin.PngInfo()
     for key in ("transparency", "exif", "icc_profile"):
         text.add_text(key, "words")
-    loaded = load_image(encoded(Image.fromarray(pixels), "PNG", pnginfo=text))
-    assert (np.asarray(loaded) == pixels).all()
+    with Image.open(io.BytesIO(encoded(image, "PNG", pnginfo=text))) as opened:
+        loaded = load_image(opened)
+    assert (np.asarray(loaded) == np.asarray(image.convert("RGB"))).all()
     assert loaded.info == {}
 
 
