@@ -20,6 +20,7 @@ from .loading_cnnrnn import CnnRnnLoadingError, Part, explain_errors, file_fault
 
 
 MAX_TENSORS = 2**14  # of a model; a ResNet-152 has about a thousand
+MAX_WEIGHT = 1e12  # of trained weights; products of larger ones overflow
 MAX_LENGTH = 10_000  # of a sentence
 # fields of generation_config.json that are token ids, counts and numbers
 TOKEN_FIELDS = (
@@ -297,17 +298,23 @@ def _without_tied(missing: set[str], tied: dict[str, str]) -> set[str]:
 @torch.no_grad()
 def check_finite(model: nn.Module, place):
     """
-    Refuse weights with NaN or infinite values: sentences written with them mean nothing.
+    Refuse weights with NaN, infinite or huge values: sentences written with them mean nothing.
 
     Raises:
-        CnnRnnLoadingError: a parameter or buffer that is in memory and in floating point is not finite.
+        CnnRnnLoadingError: a parameter or buffer that is in memory and in floating point is not finite, or
+            exceeds `MAX_WEIGHT`.
     """
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         is_plain = type(tensor.data) is torch.Tensor and tensor.dtype.is_floating_point and tensor.dtype.itemsize > 1
         # one pass without a copy: NaN and infinity are the extremes of what holds them
-        if is_plain and not tensor.is_meta and tensor.numel() and not all(x.isfinite() for x in tensor.aminmax()):
+        if (
+            is_plain
+            and not tensor.is_meta
+            and tensor.numel()
+            and not all(abs(x) < MAX_WEIGHT for x in tensor.aminmax())
+        ):
             raise CnnRnnLoadingError(
-                f"The weights in {shown(place)} hold NaN or infinite values (in {name}): take those of an earlier "
+                f"The weights in {shown(place)} hold NaN, infinite or huge values (in {name}): take those of an earlier "
                 "checkpoint, or pass `check_weights=False`."
             )
 

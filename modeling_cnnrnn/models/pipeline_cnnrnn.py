@@ -15,6 +15,7 @@ from transformers import Pipeline
 
 from .generation_cnnrnn import sentence_mask
 from .image_loading_cnnrnn import load_image
+from .loading_cnnrnn import explain_errors
 from .processing_cnnrnn import CnnRnnProcessor
 from .processor_checks_cnnrnn import HUB_KWARGS
 
@@ -208,23 +209,24 @@ def pipeline(task: str | None = None, model: Any = None, **kwargs) -> Pipeline:
         # transformers 5 replaces "image-to-text" by "image-text-to-text", and warns; the models of both are the same
         task = "image-text-to-text"
         kwargs = {"pipeline_class": ImageToTextPipeline, "trust_remote_code": False, **kwargs}
-        try:
-            return transformers.pipeline(task, model=model, **kwargs)  # type: ignore[call-overload]
-        except Exception:
-            if isinstance(model, str | PathLike):
-                _load_alone(model, kwargs)
-            raise
+        if isinstance(model, str | PathLike):
+            return _load_pipeline(task, model, kwargs)
     return transformers.pipeline(task, model=model, **kwargs)  # type: ignore[arg-type]
 
 
-def _load_alone(place: str | PathLike, kwargs: dict[str, Any]):
-    """Raise the one sentence about a captioner's files, of which transformers' pipeline makes a list of tracebacks."""
+def _load_pipeline(task: str, place: str | PathLike, kwargs: dict[str, Any]) -> Pipeline:
+    """Load a pipeline, and let what fails end as one sentence, of which transformers makes a list of tracebacks."""
     from .modeling_cnnrnn import CnnRnnForConditionalGeneration  # which imports this file
 
     where = {**(kwargs.get("model_kwargs") or {}), **kwargs}
     where = {key: where[key] for key in HUB_KWARGS if key in where}
-    CnnRnnForConditionalGeneration.from_pretrained(place, **where)
-    CnnRnnProcessor.from_pretrained(place, **where)
+    with explain_errors(place, (), **where):
+        try:
+            return transformers.pipeline(task, model=place, **kwargs)  # type: ignore[call-overload]
+        except Exception:
+            CnnRnnForConditionalGeneration.from_pretrained(place, **where)
+            CnnRnnProcessor.from_pretrained(place, **where)
+            raise  # the files are whole
 
 
 __all__ = ["CUSTOM_PIPELINES", "ImageToTextPipeline", "pipeline"]
