@@ -1,5 +1,6 @@
 """Figures of single captions: where the model looks while it writes each word."""
 
+import io
 import os
 from collections.abc import Sequence
 
@@ -48,8 +49,11 @@ def save_attention_figure(
                 axis.imshow(_veiled(image, np.asarray(attention, dtype=np.float32)))
                 axis.set_title(word, fontsize=13)
         figure.subplots_adjust(wspace=0.06, hspace=0.3)
-        figure.savefig(partial, dpi=80, bbox_inches="tight", pad_inches=0.05, format="png")
+        drawn = io.BytesIO()
+        figure.savefig(drawn, dpi=80, bbox_inches="tight", pad_inches=0.05, format="png")
         plt.close(figure)
+        # few colors look the same and take a third of the space
+        Image.open(drawn).convert("RGB").quantize(128).save(partial, "PNG", optimize=True)
 
 
 def _veiled(image: Image.Image, attention: np.ndarray) -> np.ndarray:

@@ -113,7 +113,7 @@ def _add_pictures(folder: Path, pictures: Path) -> dict[str, Any]:
         "groups": groups,
         "first_picture": next(iter(groups.values()))[0]["file"] if groups else None,
         "curves": f"{PICTURES}/{curves}" if (pictures / curves).exists() else None,
-        "attention": f"{PICTURES}/{ATTENTION_FIGURE}" if (pictures / ATTENTION_FIGURE).exists() else None,
+        "attention_figure": f"{PICTURES}/{ATTENTION_FIGURE}" if (pictures / ATTENTION_FIGURE).exists() else None,
     }
 
 

@@ -261,6 +261,6 @@ def test_a_folder_without_a_captioner_is_refused_with_one_sentence(tmp_path):
 def test_the_card_that_the_project_shows_is_whole_and_small():
     text = (ROOT / "hub_card" / "README.md").read_text()
     pictures = set(re.findall(r"!\[.*?\]\((.+?)\)", text))
-    assert len(pictures) == 13
+    assert len(pictures) == 14
     assert sum((ROOT / "hub_card" / picture).stat().st_size for picture in pictures) < 300_000
     assert {"Use", "Results", "Limits and biases"} <= set(headings(text))

@@ -42,7 +42,7 @@ def client_of(hub: LocalHub, folder: Path, token: str = "hf_local") -> Iterator[
             patch.setattr(constants, name, value)
         patch.setattr(transformers.utils.hub, "_hf_api", None)  # it knows the hub that it was made for
         # the code of repositories is a package, which has one place in a process
-        for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
+        for name in remote_modules():
             patch.delitem(sys.modules, name)
         paths = [path for path in sys.path if not (Path(path) / "transformers_modules").exists()]
         patch.setattr(sys, "path", paths)
@@ -50,6 +50,13 @@ def client_of(hub: LocalHub, folder: Path, token: str = "hf_local") -> Iterator[
         patch.setenv("HF_TOKEN", token)
         patch.syspath_prepend(ROOT)
         yield patch
+        for name in remote_modules():  # whose place is gone with the patches
+            del sys.modules[name]
+
+
+def remote_modules() -> list[str]:
+    """The code of repositories that this process has imported."""
+    return [name for name in sys.modules if name.startswith("transformers_modules")]
 
 
 def files_of(hub: LocalHub, name: str, revision: str = "main") -> dict[str, bytes]:
