@@ -12,7 +12,9 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
+
+from filelock import FileLock, Timeout
 
 
 if TYPE_CHECKING:
@@ -127,3 +129,34 @@ def copy_files(source: str | os.PathLike, target: str | os.PathLike) -> None:
         if path.is_file():
             with atomic_path(Path(target) / path.relative_to(source)) as partial:
                 shutil.copyfile(path, partial)
+
+
+class FolderLock:
+    """
+    Hold a folder for one process within this context; the lock ends with the process, however that ends.
+
+    Args:
+        folder: the folder, which is made.
+        work: what the process does, such as "training"; other work may go on in the folder.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+
+    def __init__(self, folder: str | os.PathLike, work: str):
+        self.folder, self.work = Path(folder), work
+        self.lock = FileLock(self.folder / f".{work}.lock", timeout=0)
+
+    def __enter__(self) -> Self:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.lock.acquire()
+        except Timeout as error:
+            raise ValueError(
+                f"Another {self.work} writes to '{self.folder}': wait for it, or pass another --output_dir."
+            ) from error
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        Path(self.lock.lock_file).unlink(missing_ok=True)
+        self.lock.release()

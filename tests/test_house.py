@@ -14,6 +14,7 @@ ROOMS = [
     {"models", "metrics"},
     {"data"},
     {"evaluation"},
+    {"retrieval"},
     {"hub"},
     {"training"},
     {"cli"},

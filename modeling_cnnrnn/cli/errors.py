@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 RESUME_TRAINING = "Stopped. Run the same command with --resume_from_checkpoint latest to resume."
 RUN_AGAIN = "Stopped. Run the same command again to resume."
+# libraries that some verbs need, and the extra that brings each
+EXTRAS = dict.fromkeys(("accelerate", "datasets", "jinja2", "matplotlib"), "train") | {"usearch": "search"}
 
 
 @contextmanager
@@ -33,13 +35,8 @@ def user_errors(on_interrupt: str = "Stopped.") -> Iterator[None]:
 
 def _remedy(error: Exception) -> str:
     """Name the extra that brings a missing library."""
-    is_extra = isinstance(error, ModuleNotFoundError) and error.name in (
-        "accelerate",
-        "datasets",
-        "jinja2",
-        "matplotlib",
-    )
-    return ": pip install 'modeling-cnnrnn[train]' brings it." if is_extra else ""
+    extra = EXTRAS.get(error.name or "") if isinstance(error, ModuleNotFoundError) else None
+    return f": pip install 'modeling-cnnrnn[{extra}]' brings it." if extra else ""
 
 
 def _is_users(error: Exception) -> bool:

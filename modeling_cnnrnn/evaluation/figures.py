@@ -1,8 +1,9 @@
-"""Figures of single captions: where the model looks while it writes each word."""
+"""Figures of captions: where the model looks while it writes each word, and which region each sentence is about."""
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -14,6 +15,7 @@ from .fonts import plain_text
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.patches import Rectangle
 
 
 VEIL_OPACITY = 0.75
@@ -54,6 +56,41 @@ def save_attention_figure(
         plt.close(figure)
         # few colors look the same and take a third of the space
         Image.open(drawn).convert("RGB").quantize(128).save(partial, "PNG", optimize=True)
+
+
+def save_region_figure(
+    path: str | os.PathLike, image: Image.Image, regions: Sequence[Mapping[str, Any]], size: float = 6.0
+) -> None:
+    """
+    Draw a picture with a box for each region, and the sentences beside it in the colours of their boxes.
+
+    The layout is that of dense captioning (https://arxiv.org/abs/1511.07571).
+
+    Args:
+        path: the PNG file.
+        image: the picture.
+        regions: `[{"box": (left, top, right, bottom), "text": sentence, "score": probability}]`, as
+            [`~modeling_cnnrnn.evaluation.region_captions.caption_regions`] returns them.
+        size: longer side of the picture in the figure, in inches.
+    """
+    scale = size / max(image.size)
+    width, height = image.width * scale, image.height * scale
+    colors = [plt.get_cmap("tab10")(number % 10) for number in range(len(regions))]
+    with plain_text(region["text"] for region in regions), atomic_path(path) as partial:
+        figure = plt.figure(figsize=(width, height))
+        axis = figure.add_axes((0, 0, 1, 1))
+        axis.imshow(image)
+        axis.axis("off")
+        for number, (region, color) in enumerate(zip(regions, colors, strict=True), 1):
+            left, top, right, bottom = region["box"]
+            axis.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=color, linewidth=2))
+            label = {"facecolor": color, "edgecolor": "none", "pad": 2}
+            axis.text(left, top, str(number), color="white", fontsize=9, va="top", ha="left", bbox=label)
+            line = f"{number}  {region['text']}  ({region['score']:.2f})"
+            height_of_line = 0.28 / height  # inches
+            figure.text(1 + 0.1 / width, 1 - height_of_line * number, line, color=color, fontsize=11)
+        figure.savefig(partial, dpi=100, bbox_inches="tight", pad_inches=0.05, format="png")
+        plt.close(figure)
 
 
 def _veiled(image: Image.Image, attention: np.ndarray) -> np.ndarray:

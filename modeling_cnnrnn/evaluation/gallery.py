@@ -5,8 +5,6 @@ Pictures are thumbnails inside the file. An attention map is a small veil over i
 so that a caption of twelve words costs one picture and twelve tiny images.
 """
 
-import base64
-import io
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
-from ..files import write_text
 from ..models.image_loading_cnnrnn import load_image
+from .pages import data_url, is_small, write_page
 
 
 VEIL_SIZE = 32  # pixels of an attention map in the page, whatever the CNN's grid
@@ -73,22 +70,15 @@ def write_gallery(
     Raises:
         ValueError: the attention maps of a row do not fit its sentence.
     """
-    path = Path(path)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    page = environment.get_template("gallery.html.jinja").render(
-        title=title, summary=summary or {}, rows=[_prepare(row, thumbnail_size) for row in rows]
-    )
-    write_text(path, page)
-    return path
+    prepared = [_prepare(row, thumbnail_size) for row in rows]
+    template = Path(__file__).with_name("gallery.html.jinja")
+    return write_page(path, template, title=title, summary=summary or {}, rows=prepared)
 
 
 def _prepare(row: GalleryRow, thumbnail_size: int) -> dict:
     """Make the values that the template shows for a row."""
     image = load_image(row.image).copy()  # it becomes smaller
-    # drawn pictures are smaller than a thumbnail: keep their pixels
-    is_small = max(image.size) <= thumbnail_size // 2
+    keeps_pixels = is_small(image, thumbnail_size)
     image.thumbnail((thumbnail_size, thumbnail_size))
     words = row.caption.split() if row.words is None else row.words
     veils: list[str] = []
@@ -99,7 +89,7 @@ def _prepare(row: GalleryRow, thumbnail_size: int) -> dict:
                 f"`attentions` has shape {maps.shape} for the {len(words)} words of {row.caption!r}: pass one map per "
                 "word, (num_words, height, width)."
             )
-        veils = [_data_url(_veil(attention), "PNG") for attention in maps]
+        veils = [data_url(_veil(attention), "PNG") for attention in maps]
     log_probs = row.log_probs or ()
     probabilities = list(map(math.exp, log_probs)) if log_probs else [None] * len(words)
     return {
@@ -109,10 +99,10 @@ def _prepare(row: GalleryRow, thumbnail_size: int) -> dict:
         "is_correct": row.is_correct,
         "log_prob": sum(log_probs) if log_probs else None,
         "mean_probability": math.exp(sum(log_probs) / len(log_probs)) if log_probs else None,
-        "picture": _data_url(image, "PNG" if is_small else "JPEG"),
+        "picture": data_url(image, "PNG" if keeps_pixels else "JPEG"),
         "width": image.width,
         "height": image.height,
-        "is_small": is_small,
+        "is_small": keeps_pixels,
         "words": list(zip(words, probabilities, veils, strict=False)) if row.attentions is not None else [],
     }
 
@@ -127,9 +117,3 @@ def _veil(attention: np.ndarray) -> Image.Image:
     # few levels of opacity look the same and take half the space
     levels = (opacity * 255 / 8).round().astype(np.uint8) * 8
     return Image.merge("LA", (Image.new("L", light.size), Image.fromarray(levels)))
-
-
-def _data_url(image: Image.Image, image_format: str) -> str:
-    data = io.BytesIO()
-    image.save(data, image_format, quality=82, optimize=True)
-    return f"data:image/{image_format.lower()};base64,{base64.b64encode(data.getvalue()).decode()}"

@@ -11,10 +11,13 @@ import torch
 from PIL import Image
 
 from ..files import atomic_path, write_text
+from ..models.image_files_cnnrnn import CAMERA_RAW_SUFFIXES
 from ..models.image_loading_cnnrnn import load_image
 
 
 FORMATS = (".csv", ".jsonl", ".parquet")
+# pictures of phones and cameras, of which PIL does not know before it has a plugin, or never
+OTHER_SUFFIXES = CAMERA_RAW_SUFFIXES | {".heic", ".heif", ".hif"}
 
 
 @dataclass
@@ -41,23 +44,32 @@ def find_images(sources: Sequence[str]) -> list[str]:
         ValueError: there is no image in a folder.
         FileNotFoundError: a file does not exist.
     """
-    endings = set(Image.registered_extensions())
     found: list[str] = []
     for source in sources:
         if source.startswith(("http://", "https://")):
             found.append(source)
         elif os.path.isdir(source):
-            inside = sorted(p for p in Path(source).rglob("*") if p.suffix.lower() in endings and p.name[0] != ".")
+            inside = images_below(source)
             if not inside:
                 raise ValueError(
                     f"`images` names the folder '{source}', which has no image in it: pass another folder."
                 )
-            found += map(str, inside)
+            found += inside
         elif os.path.exists(source):
             found.append(source)
         else:
             raise FileNotFoundError(f"`images` names '{source}', which does not exist: pass a file, a folder or a URL.")
     return found
+
+
+def images_below(folder: str | os.PathLike) -> list[str]:
+    """List the files of a folder that are called like images, in order, without hidden ones and those in hidden folders."""
+    endings = {*Image.registered_extensions(), *OTHER_SUFFIXES}
+    found: list[Path] = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name[0] != "."]
+        found += [Path(place, name) for name in names if name[0] != "." and Path(name).suffix.lower() in endings]
+    return list(map(str, sorted(found)))
 
 
 @torch.inference_mode()

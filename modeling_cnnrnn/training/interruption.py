@@ -1,13 +1,9 @@
-"""Stop a training by a signal without losing its last steps, and keep two trainings out of one folder."""
+"""Stop a training by a signal without losing its last steps."""
 
-import os
 import signal
 import threading
-from pathlib import Path
 from types import FrameType
 from typing import Any, Self
-
-from filelock import FileLock, Timeout
 
 
 class StopSignals:
@@ -46,30 +42,3 @@ class StopSignals:
     def exit_status(self) -> int:
         """The exit status that a shell gives to a process that a signal ended."""
         return 128 + (self.received or signal.SIGTERM)
-
-
-class FolderLock:
-    """
-    Hold a folder for one training within this context; the lock ends with the process, however that ends.
-
-    Raises:
-        ValueError: another process holds it.
-    """
-
-    def __init__(self, folder: str | os.PathLike):
-        self.folder = Path(folder)
-        self.lock = FileLock(self.folder / ".training.lock", timeout=0)
-
-    def __enter__(self) -> Self:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            self.lock.acquire()
-        except Timeout as error:
-            raise ValueError(
-                f"Another training writes to '{self.folder}': wait for it, or pass another --output_dir."
-            ) from error
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        Path(self.lock.lock_file).unlink(missing_ok=True)
-        self.lock.release()

@@ -30,7 +30,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from ..evaluation import processes
 from ..evaluation.provenance import EnergyMeter, peak_memory, provenance
-from ..files import copy_files, link_files, whole_folder, write_json
+from ..files import FolderLock, copy_files, link_files, whole_folder, write_json
 from ..models.error_messages_cnnrnn import shown
 from ..models.loss_cnnrnn import IGNORE_INDEX
 from .arguments import TrainingArguments
@@ -47,7 +47,7 @@ from .checkpoints import (
     save_schedule,
 )
 from .curves import save_training_curves
-from .interruption import FolderLock, StopSignals
+from .interruption import StopSignals
 from .optimization import decay_groups, in_groups, two_stage_scheduler, without_repeats
 from .sharding import own_parts, unsharded, whole_weights
 from .state import SinceLastLog, TrainerState
@@ -214,7 +214,7 @@ class Trainer:
                 writes to the output folder.
             SystemExit: a signal asked to stop, and a checkpoint was saved.
         """
-        lock = FolderLock(self.output_dir) if self.accelerator.is_main_process else nullcontext()
+        lock = FolderLock(self.output_dir, "training") if self.accelerator.is_main_process else nullcontext()
         with lock, self.signals:
             return self._train()
 

@@ -15,9 +15,9 @@ from support.example_scripts import run
 from support.tiny_training import TINY, losses, weights
 
 from modeling_cnnrnn import CnnRnnForConditionalGeneration
+from modeling_cnnrnn.files import FolderLock
 from modeling_cnnrnn.training import curves
 from modeling_cnnrnn.training.caption_trainer import CaptionTrainer
-from modeling_cnnrnn.training.interruption import FolderLock
 
 
 OPTIONS = TINY | {"ema_decay": 0.9, "max_train_steps": 4, "save_steps": 2}
@@ -162,7 +162,7 @@ def test_a_signal_saves_and_the_training_resumes_bit_by_bit(pictures, tmp_path, 
 
 
 def test_a_folder_takes_one_training_at_a_time(copy, pictures):
-    with FolderLock(copy), pytest.raises(SystemExit, match=r"Another training writes to .*: wait for it"):
+    with FolderLock(copy, "training"), pytest.raises(SystemExit, match=r"Another training writes to .*: wait for it"):
         resume(pictures, copy)
     resume(pictures, copy)
 
