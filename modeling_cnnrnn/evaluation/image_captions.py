@@ -62,11 +62,11 @@ def find_images(sources: Sequence[str]) -> list[str]:
     return found
 
 
-def images_below(folder: str | os.PathLike) -> list[str]:
+def images_below(folder: str | Path) -> list[str]:
     """List the files of a folder that are called like images, in order, without hidden ones and those in hidden folders."""
     endings = {*Image.registered_extensions(), *OTHER_SUFFIXES}
     found: list[Path] = []
-    for place, folders, names in os.walk(folder):
+    for place, folders, names in os.walk(str(folder)):
         folders[:] = [name for name in folders if name[0] != "."]
         found += [Path(place, name) for name in names if name[0] != "." and Path(name).suffix.lower() in endings]
     return list(map(str, sorted(found)))
