@@ -12,8 +12,10 @@ from .registration import register
 
 
 if TYPE_CHECKING:
+    from .models.configuration_alignment_cnnrnn import CnnRnnAlignmentConfig
     from .models.configuration_cnnrnn import CnnRnnConfig
     from .models.image_loading_cnnrnn import load_image
+    from .models.modeling_alignment_cnnrnn import CnnRnnAlignmentModel, CnnRnnForImageTextRetrieval
     from .models.modeling_cnnrnn import CnnRnnForConditionalGeneration, CnnRnnModel, CnnRnnPreTrainedModel
     from .models.pipeline_cnnrnn import ImageToTextPipeline, pipeline
     from .models.processing_cnnrnn import CnnRnnProcessor
@@ -23,9 +25,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "CnnRnnAlignmentConfig",
+    "CnnRnnAlignmentModel",
     "CnnRnnCache",
     "CnnRnnConfig",
     "CnnRnnForConditionalGeneration",
+    "CnnRnnForImageTextRetrieval",
     "CnnRnnModel",
     "CnnRnnPreTrainedModel",
     "CnnRnnProcessor",
@@ -36,9 +41,12 @@ __all__ = [
 ]
 
 _FILES = {
+    "CnnRnnAlignmentConfig": "configuration_alignment_cnnrnn",
+    "CnnRnnAlignmentModel": "modeling_alignment_cnnrnn",
     "CnnRnnCache": "recurrence_cnnrnn",
     "CnnRnnConfig": "configuration_cnnrnn",
     "CnnRnnForConditionalGeneration": "modeling_cnnrnn",
+    "CnnRnnForImageTextRetrieval": "modeling_alignment_cnnrnn",
     "CnnRnnModel": "modeling_cnnrnn",
     "CnnRnnPreTrainedModel": "base_cnnrnn",
     "CnnRnnProcessor": "processing_cnnrnn",

@@ -29,20 +29,26 @@ def _register_config() -> None:
     from transformers import AutoConfig
 
     AutoConfig.register("cnnrnn", _ours("configuration").CnnRnnConfig, exist_ok=True)
+    AutoConfig.register("cnnrnn_alignment", _ours("configuration_alignment").CnnRnnAlignmentConfig, exist_ok=True)
 
 
 def _register_models() -> None:
-    from transformers import AutoModel, AutoModelForImageTextToText
+    from transformers import AutoModel, AutoModelForImageTextToText, AutoModelForZeroShotImageClassification
 
     config, models = _ours("configuration").CnnRnnConfig, _ours("modeling")
     AutoModel.register(config, models.CnnRnnModel, exist_ok=True)
     AutoModelForImageTextToText.register(config, models.CnnRnnForConditionalGeneration, exist_ok=True)
+    config, models = _ours("configuration_alignment").CnnRnnAlignmentConfig, _ours("modeling_alignment")
+    AutoModel.register(config, models.CnnRnnAlignmentModel, exist_ok=True)
+    AutoModelForZeroShotImageClassification.register(config, models.CnnRnnForImageTextRetrieval, exist_ok=True)
 
 
 def _register_processor() -> None:
     from transformers import AutoProcessor
 
-    AutoProcessor.register(_ours("configuration").CnnRnnConfig, _ours("processing").CnnRnnProcessor, exist_ok=True)
+    processor = _ours("processing").CnnRnnProcessor
+    AutoProcessor.register(_ours("configuration").CnnRnnConfig, processor, exist_ok=True)
+    AutoProcessor.register(_ours("configuration_alignment").CnnRnnAlignmentConfig, processor, exist_ok=True)
 
 
 def _register_pipeline() -> None:
@@ -66,6 +72,12 @@ _STEPS: dict[str, Callable[[], None]] = {
     "transformers.models.auto.processing_auto": _register_processor,
     "transformers.pipelines": _register_pipeline,
     f"{MODELS}.configuration_cnnrnn": lambda: _ours("configuration").CnnRnnConfig.register_for_auto_class(),
+    f"{MODELS}.configuration_alignment_cnnrnn": lambda: _ours(
+        "configuration_alignment"
+    ).CnnRnnAlignmentConfig.register_for_auto_class(),
+    f"{MODELS}.modeling_alignment_cnnrnn": lambda: _ours(
+        "modeling_alignment"
+    ).CnnRnnForImageTextRetrieval.register_for_auto_class("AutoModelForZeroShotImageClassification"),
     f"{MODELS}.modeling_cnnrnn": lambda: _ours("modeling").CnnRnnForConditionalGeneration.register_for_auto_class(
         "AutoModelForImageTextToText"
     ),

@@ -5,16 +5,17 @@ import hashlib
 import time
 from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import constants
 from safetensors import safe_open
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, GenerationConfig, PreTrainedModel
 from transformers import initialization as init
 
-from .configuration_cnnrnn import MAX_PARAMETERS, CnnRnnConfig
+from .configuration_base_cnnrnn import MAX_PARAMETERS, CnnRnnPreTrainedConfig
 from .error_messages_cnnrnn import shown
 from .loading_cnnrnn import CnnRnnLoadingError, Part, explain_errors, file_fault
 
@@ -50,7 +51,8 @@ _checks_weights: ContextVar[bool] = ContextVar("checks_weights", default=False)
 class CnnRnnPreTrainedModel(PreTrainedModel):
     """Initialize, load and freeze weights, for all models of this package."""
 
-    config: CnnRnnConfig
+    config: CnnRnnPreTrainedConfig
+    config_class: type[Any]  # of `config`, in each subclass; transformers sets it
     base_model_prefix = "model"
     main_input_name = "pixel_values"
     input_modalities = ["image", "text"]  # noqa: RUF012
@@ -58,6 +60,7 @@ class CnnRnnPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["CnnRnnDecoder"]  # noqa: RUF012
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _is_stateful = True  # a recurrent state cannot be rolled back: no assisted generation
+    _own_weights = "decoder."  # in the names of weights that no model may load and not use
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, cache_dir=None, check_weights=True, **kwargs):
@@ -97,6 +100,47 @@ class CnnRnnPreTrainedModel(PreTrainedModel):
         return loaded
 
     @classmethod
+    def from_encoder_pretrained(
+        cls, pretrained_model_name_or_path: str, tokenizer=None, encoder_kwargs: dict | None = None, **config_kwargs
+    ):
+        """
+        Make a model from a pretrained CNN and untrained other layers, to train it from ImageNet weights.
+
+        Args:
+            pretrained_model_name_or_path: name on the Hub or folder of any CNN checkpoint.
+            tokenizer: sets the size of the vocabulary and the ids of the special tokens.
+            encoder_kwargs: arguments of `AutoModel.from_pretrained` (`revision`, `trust_remote_code`, ...), and
+                `check_weights=False` to initialize at random what the checkpoint lacks.
+            config_kwargs: fields of the configuration of this class.
+
+        Raises:
+            ValueError: the checkpoint is not a CNN.
+            CnnRnnLoadingError: a file is damaged, or weights are missing or not finite. Those of a classifier's head, which
+                these models have not, may be there.
+        """
+        encoder_kwargs = {"dtype": torch.float32, **(encoder_kwargs or {})}
+        check_weights = encoder_kwargs.pop("check_weights", True)
+        loading_kwargs = {key: value for key, value in encoder_kwargs.items() if key != "dtype"}
+        with explain_errors(pretrained_model_name_or_path, (), **loading_kwargs):
+            encoder_config = AutoConfig.from_pretrained(pretrained_model_name_or_path, **loading_kwargs)
+        if tokenizer is None:
+            model = cls(cls.config_class(encoder=encoder_config, **config_kwargs))
+        else:
+            model = cls(cls.config_class.from_tokenizer(tokenizer, encoder=encoder_config, **config_kwargs))
+        encoder = model.get_encoder()
+        with explain_errors(pretrained_model_name_or_path, (), **encoder_kwargs):
+            encoder.cnn, info = AutoModel.from_pretrained(
+                pretrained_model_name_or_path, output_loading_info=True, **encoder_kwargs
+            )
+        if check_weights:
+            check_keys(pretrained_model_name_or_path, info["missing_keys"], [], [])
+            check_finite(encoder.cnn, pretrained_model_name_or_path)
+        align_weights(encoder.cnn)
+        encoder.train(model.training)
+        model.config.encoder.dtype = None  # type: ignore[union-attr]  # the model has one dtype, its own
+        return model.eval()
+
+    @classmethod
     def _load_with_retries(cls, place, *model_args, cache_dir=None, **kwargs):
         name = str(place)
         cache = Path(cache_dir or constants.HF_HUB_CACHE, "models--" + name.replace("/", "--"))
@@ -120,12 +164,12 @@ class CnnRnnPreTrainedModel(PreTrainedModel):
         """List what a folder must hold beside the weights, to find the field at fault."""
 
         def build(folder: Path):
-            config = CnnRnnConfig._from_folder(folder)
+            config = cls.config_class._from_folder(folder)
             with torch.device("meta"), _LimitedSize():
                 cls._from_config(config)  # in its dtype
 
         def check_generation(folder: Path):
-            vocab_size = CnnRnnConfig._from_folder(folder).vocab_size
+            vocab_size = cls.config_class._from_folder(folder).vocab_size
             if (folder / "generation_config.json").exists():
                 check_generation_config(GenerationConfig.from_pretrained(folder), vocab_size)
 
@@ -141,7 +185,9 @@ class CnnRnnPreTrainedModel(PreTrainedModel):
             check_keys(
                 load_config.pretrained_model_name_or_path,
                 _without_tied(fitting.missing_keys, model.all_tied_weights_keys),
-                [] if load_config.hf_quantizer else [key for key in fitting.unexpected_keys if "decoder." in key],
+                []
+                if load_config.hf_quantizer
+                else [key for key in fitting.unexpected_keys if model._own_weights in key],
                 [] if is_ignored else fitting.mismatched_keys,
             )
         return PreTrainedModel._finalize_model_loading(model, load_config, loading_info)

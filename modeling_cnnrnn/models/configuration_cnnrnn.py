@@ -1,25 +1,19 @@
 """Configuration of the CNN+RNN captioner."""
 
-import os
-from typing import Any, Literal
+from typing import Literal
 
 from huggingface_hub.dataclasses import strict
-from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from .error_messages_cnnrnn import shown
-from .loading_cnnrnn import Part, explain_errors
+from .configuration_base_cnnrnn import MAX_LAYERS, MAX_PARAMETERS, CnnRnnPreTrainedConfig
 
 
 DEFAULT_MAX_LENGTH = 32  # of a sentence, in tokens with the start and the end
-MAX_CNN_SIZE = 2**20  # of any number in the configuration of a CNN
-MAX_LAYERS = 1000  # of a decoder, or of a stage of a CNN
-MAX_PARAMETERS = 2**34  # of the decoder: 64 GiB in float32
 
 
 @strict
-class CnnRnnConfig(PreTrainedConfig):
+class CnnRnnConfig(CnnRnnPreTrainedConfig):
     r"""
     Configure a [`CnnRnnForConditionalGeneration`]: a CNN that encodes an image and an RNN that writes the sentence.
 
@@ -123,79 +117,11 @@ class CnnRnnConfig(PreTrainedConfig):
         if self.decoder_start_token_id is None:
             self.decoder_start_token_id = self.bos_token_id
 
-    @classmethod
-    def from_pretrained(  # type: ignore[override]
-        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs
-    ):
-        """
-        Load a configuration, see [`~transformers.PreTrainedConfig.from_pretrained`].
-
-        Raises:
-            OSError: as in transformers.
-            CnnRnnLoadingError: there is no configuration of a captioner, or a field of it is wrong.
-        """
-        with explain_errors(pretrained_model_name_or_path, (Part(("config.json",), cls._from_folder),), **kwargs):
-            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-
-    @classmethod
-    def _from_folder(cls, folder: os.PathLike):
-        config_dict, _ = cls.get_config_dict(folder)
-        return cls.from_dict(config_dict)
-
-    @classmethod
-    def get_config_dict(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
-        """
-        Read a configuration file, see [`~transformers.PreTrainedConfig.get_config_dict`].
-
-        Raises:
-            ValueError: there is none, or it is that of another model.
-        """
-        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        if not config_dict:
-            raise ValueError("there is no config.json")
-        if config_dict.get("model_type") != cls.model_type:
-            raise ValueError(f"`model_type` is {shown(config_dict.get('model_type'), 80)}, not {cls.model_type!r}")
-        return config_dict, kwargs
-
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
-        """
-        Make a configuration from its fields, see [`~transformers.PreTrainedConfig.from_dict`].
-
-        Raises:
-            ValueError: a field has the wrong type or value; the sentence names it.
-        """
-        try:
-            return super().from_dict(config_dict, **kwargs)
-        except (StrictDataclassFieldValidationError, StrictDataclassClassValidationError) as error:
-            # their messages have several lines, of which the last is the reason
-            place = f"config.json of {shown(kwargs['name_or_path'])}: " if kwargs.get("name_or_path") else ""
-            raise ValueError(place + shown(error.__cause__ or error)) from error
-
-    @classmethod
-    def from_tokenizer(cls, tokenizer, **kwargs) -> "CnnRnnConfig":
-        """
-        Make the configuration of a captioner that writes the words of a tokenizer.
-
-        Args:
-            tokenizer: sets `vocab_size` and the ids of the special tokens.
-            kwargs: the other fields; a field given here wins over the tokenizer.
-
-        Raises:
-            StrictDataclassFieldValidationError, StrictDataclassClassValidationError: as the class.
-        """
-        names = ("pad_token_id", "bos_token_id", "eos_token_id", "unk_token_id")
-        return cls(**{"vocab_size": len(tokenizer)} | {name: getattr(tokenizer, name) for name in names} | kwargs)
-
     def validate_architecture(self):
         """Check conditions on several fields; run by `@strict` when the configuration is made."""
-        for name in ("vocab_size", "hidden_size", "embedding_size", "num_hidden_layers", "attention_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` is {getattr(self, name)}: pass a positive number.")
+        self._check_positive("vocab_size", "hidden_size", "embedding_size", "num_hidden_layers", "attention_size")
         self._check_size()
-        for name in ("dropout", "embedding_dropout", "feature_dropout", "label_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"`{name}` is {getattr(self, name)}: pass a number in [0, 1).")
+        self._check_shares("dropout", "embedding_dropout", "feature_dropout", "label_smoothing")
         if self.attention_regularization < 0:
             raise ValueError(f"`attention_regularization` is {self.attention_regularization}: pass 0 or more.")
         if self.attention_regularization > 0 and self.attention_type == "none":
@@ -212,11 +138,7 @@ class CnnRnnConfig(PreTrainedConfig):
 
     def _check_size(self):
         """Refuse a model that would fill the memory, before any of it is allocated."""
-        for name, value in vars(self.encoder).items():
-            for number in value if isinstance(value, list | tuple) else [value]:
-                limit = MAX_LAYERS if name in ("depths", "num_hidden_layers") else MAX_CNN_SIZE
-                if type(number) is int and number > limit:
-                    raise ValueError(f"`encoder.{name}` is {shown(value, 80)}: pass numbers up to {limit}.")
+        self._check_encoder_size()
         if self.num_hidden_layers > MAX_LAYERS:
             raise ValueError(f"`num_hidden_layers` is {self.num_hidden_layers}: pass a number up to {MAX_LAYERS}.")
         size = max(self.hidden_size, self.embedding_size)
@@ -230,10 +152,7 @@ class CnnRnnConfig(PreTrainedConfig):
 
     def _check_special_tokens(self):
         """Check that special tokens are different tokens of the vocabulary."""
-        eos_token_ids = self.eos_token_id if isinstance(self.eos_token_id, list) else [self.eos_token_id]
-        special = [
-            i for i in (self.pad_token_id, self.bos_token_id, *eos_token_ids, self.unk_token_id) if i is not None
-        ]
+        special = self.special_token_ids()
         if len(set(special)) < len(special):
             # if the end token is also the padding, it has no loss, and sentences never end
             raise ValueError(

@@ -14,19 +14,17 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import can_return_tuple
 
 from .base_cnnrnn import CnnRnnPreTrainedModel
+from .configuration_base_cnnrnn import CnnRnnPreTrainedConfig
 from .configuration_cnnrnn import CnnRnnConfig
 
 
-class CnnRnnEncoder(CnnRnnPreTrainedModel):
-    """Any CNN of transformers, and the projection of its regions into the space of the word embeddings."""
+class CnnRnnImageEncoder(CnnRnnPreTrainedModel):
+    """Any CNN of transformers, and its feature map."""
 
-    def __init__(self, config: CnnRnnConfig):
+    def __init__(self, config: CnnRnnPreTrainedConfig):
         super().__init__(config)
         self.cnn = AutoModel.from_config(config.encoder)
-        self.projection = nn.Linear(self._num_feature_channels(), config.embedding_size)
-        self.dropout = nn.Dropout(config.feature_dropout)
         self.checkpoint = _Checkpoint()
-        self.post_init()
 
     @torch.no_grad()
     def _num_feature_channels(self) -> int:
@@ -88,15 +86,20 @@ class CnnRnnEncoder(CnnRnnPreTrainedModel):
         Raises:
             ValueError: the batch is empty, has another number of channels than the CNN, or holds NaN or infinite pixels.
         """
+        features, hidden_states = self.compute_feature_map(pixel_values, output_hidden_states)
+        return features.flatten(2).transpose(1, 2), hidden_states
+
+    def compute_feature_map(
+        self, pixel_values: torch.Tensor, output_hidden_states: bool = False
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
+        """Run the CNN alone, as `get_image_features`, and return its feature map `(batch_size, channels, height, width)`."""
         self._check_pixel_values(pixel_values)
         pixel_values = pixel_values.to(self.dtype)
         is_learning = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.cnn.parameters())
         if self.checkpoint.gradient_checkpointing and self.training and is_learning:
             with _CheckpointedBlocks(self.cnn, self.checkpoint):
-                features, hidden_states = self._feature_map(self.cnn, pixel_values, output_hidden_states)
-        else:
-            features, hidden_states = self._feature_map(self.cnn, pixel_values, output_hidden_states)
-        return features.flatten(2).transpose(1, 2), hidden_states
+                return self._feature_map(self.cnn, pixel_values, output_hidden_states)
+        return self._feature_map(self.cnn, pixel_values, output_hidden_states)
 
     def _check_pixel_values(self, pixel_values: torch.Tensor):
         num_channels = getattr(self.config.encoder, "num_channels", 3)
@@ -109,6 +112,18 @@ class CnnRnnEncoder(CnnRnnPreTrainedModel):
             raise ValueError("`pixel_values` is an empty batch: pass at least one image.")
         if not torch.compiler.is_compiling() and not pixel_values.isfinite().all():
             raise ValueError("`pixel_values` holds NaN or infinite values: check how the images were read.")
+
+
+class CnnRnnEncoder(CnnRnnImageEncoder):
+    """The encoder of the captioner: a CNN, and the projection of its regions into the space of the word embeddings."""
+
+    config: CnnRnnConfig
+
+    def __init__(self, config: CnnRnnConfig):
+        super().__init__(config)
+        self.projection = nn.Linear(self._num_feature_channels(), config.embedding_size)
+        self.dropout = nn.Dropout(config.feature_dropout)
+        self.post_init()
 
     @can_return_tuple
     def forward(
@@ -204,4 +219,4 @@ class _CheckpointedBlocks:
         return lambda *args, **kwargs: self.checkpoint(run, *args, **kwargs)
 
 
-__all__ = ["CnnRnnEncoder", "cnn_blocks"]
+__all__ = ["CnnRnnEncoder", "CnnRnnImageEncoder", "cnn_blocks"]

@@ -17,7 +17,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoConfig, AutoModel
 from transformers.modeling_outputs import (
     BaseModelOutput,
     Seq2SeqLMOutput,
@@ -25,12 +24,11 @@ from transformers.modeling_outputs import (
 )
 from transformers.utils import can_return_tuple
 
-from .base_cnnrnn import CnnRnnPreTrainedModel, align_weights, check_finite, check_keys
+from .base_cnnrnn import CnnRnnPreTrainedModel
 from .configuration_cnnrnn import DEFAULT_MAX_LENGTH, CnnRnnConfig
 from .decoder_cnnrnn import CnnRnnDecoder
 from .encoder_cnnrnn import CnnRnnEncoder
 from .generation_cnnrnn import CnnRnnGenerationMixin
-from .loading_cnnrnn import explain_errors
 from .loss_cnnrnn import IGNORE_INDEX, cross_entropy_
 from .recurrence_cnnrnn import CnnRnnCache
 from .training_steps_cnnrnn import is_plain
@@ -38,6 +36,8 @@ from .training_steps_cnnrnn import is_plain
 
 class CnnRnnModel(CnnRnnPreTrainedModel):
     """The CNN and the RNN, without the vocabulary on top."""
+
+    config: CnnRnnConfig
 
     def __init__(self, config: CnnRnnConfig):
         super().__init__(config)
@@ -137,6 +137,7 @@ class CnnRnnForConditionalGeneration(CnnRnnPreTrainedModel, CnnRnnGenerationMixi
     ```
     """
 
+    config: CnnRnnConfig
     _tied_weights_keys = {"lm_head.weight": "model.decoder.embed_tokens.weight"}  # noqa: RUF012
 
     def __init__(self, config: CnnRnnConfig):
@@ -147,47 +148,6 @@ class CnnRnnForConditionalGeneration(CnnRnnPreTrainedModel, CnnRnnGenerationMixi
         self.generation_config.max_length = DEFAULT_MAX_LENGTH
         never_written = (config.pad_token_id, config.bos_token_id, config.unk_token_id)
         self.generation_config.suppress_tokens = [token for token in never_written if token is not None] or None
-
-    @classmethod
-    def from_encoder_pretrained(
-        cls, pretrained_model_name_or_path: str, tokenizer=None, encoder_kwargs: dict | None = None, **decoder_kwargs
-    ) -> "CnnRnnForConditionalGeneration":
-        """
-        Make a captioner from a pretrained CNN and an untrained decoder, to train it from ImageNet weights.
-
-        Args:
-            pretrained_model_name_or_path: name on the Hub or folder of any CNN checkpoint.
-            tokenizer: sets the size of the vocabulary and the ids of the special tokens.
-            encoder_kwargs: arguments of `AutoModel.from_pretrained` (`revision`, `trust_remote_code`, ...), and
-                `check_weights=False` to initialize at random what the checkpoint lacks.
-            decoder_kwargs: fields of [`CnnRnnConfig`].
-
-        Raises:
-            ValueError: the checkpoint is not a CNN.
-            CnnRnnLoadingError: a file is damaged, or weights are missing or not finite. Those of a classifier's head, which
-                a captioner has not, may be there.
-        """
-        encoder_kwargs = {"dtype": torch.float32, **(encoder_kwargs or {})}
-        check_weights = encoder_kwargs.pop("check_weights", True)
-        loading_kwargs = {key: value for key, value in encoder_kwargs.items() if key != "dtype"}
-        with explain_errors(pretrained_model_name_or_path, (), **loading_kwargs):
-            encoder_config = AutoConfig.from_pretrained(pretrained_model_name_or_path, **loading_kwargs)
-        if tokenizer is None:
-            model = cls(CnnRnnConfig(encoder=encoder_config, **decoder_kwargs))
-        else:
-            model = cls(CnnRnnConfig.from_tokenizer(tokenizer, encoder=encoder_config, **decoder_kwargs))
-        encoder = model.model.encoder
-        with explain_errors(pretrained_model_name_or_path, (), **encoder_kwargs):
-            encoder.cnn, info = AutoModel.from_pretrained(
-                pretrained_model_name_or_path, output_loading_info=True, **encoder_kwargs
-            )
-        if check_weights:
-            check_keys(pretrained_model_name_or_path, info["missing_keys"], [], [])
-            check_finite(encoder.cnn, pretrained_model_name_or_path)
-        align_weights(encoder.cnn)
-        encoder.train(model.training)
-        model.config.encoder.dtype = None  # type: ignore[union-attr]  # the captioner has one dtype, its own
-        return model.eval()
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """

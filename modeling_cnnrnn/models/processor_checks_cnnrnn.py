@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from tokenizers import Tokenizer
-from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
-from .configuration_cnnrnn import CnnRnnConfig
 from .error_messages_cnnrnn import shown
 from .loading_cnnrnn import CnnRnnLoadingError, Part
 
@@ -58,8 +57,10 @@ def check_vocabulary(tokenizer: Any, place: str | PathLike, options: dict[str, A
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         return
     try:
-        config, _ = CnnRnnConfig.get_config_dict(place, **options)
-    except (OSError, ValueError):  # a processor alone, or that of another model
+        config, _ = PreTrainedConfig.get_config_dict(place, **options)
+    except (OSError, ValueError):  # a processor alone
+        return
+    if not str(config.get("model_type")).startswith("cnnrnn"):  # or beside another model
         return
     remedy = "take config.json and the tokenizer from one captioner."
     largest, vocab_size = max(tokenizer.get_vocab().values()), config.get("vocab_size")

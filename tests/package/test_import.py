@@ -15,6 +15,7 @@ import modeling_cnnrnn
 # what is registered, asked of transformers alone
 KNOWN = """
 from transformers import CONFIG_MAPPING, MODEL_MAPPING, PROCESSOR_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+from transformers import MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING as ZERO_SHOT
 from transformers.pipelines import PIPELINE_REGISTRY
 
 config = CONFIG_MAPPING["cnnrnn"]
@@ -23,6 +24,10 @@ assert [c.__name__ for c in classes] == [
     "CnnRnnConfig", "CnnRnnModel", "CnnRnnForConditionalGeneration", "CnnRnnProcessor"
 ], classes
 assert [c._auto_class for c in (config, *classes[2:])] == ["AutoConfig", "AutoModelForImageTextToText", "AutoProcessor"]
+alignment = CONFIG_MAPPING["cnnrnn_alignment"]
+classes = [mapping[alignment] for mapping in (MODEL_MAPPING, ZERO_SHOT, PROCESSOR_MAPPING)]
+assert [c.__name__ for c in classes] == ["CnnRnnAlignmentModel", "CnnRnnForImageTextRetrieval", "CnnRnnProcessor"]
+assert [c._auto_class for c in (alignment, classes[1])] == ["AutoConfig", "AutoModelForZeroShotImageClassification"]
 assert "image-captioning" in PIPELINE_REGISTRY.get_supported_tasks()
 """
 THREADS = """
