@@ -16,6 +16,8 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+from .pretrained import DEFAULT_CAPTIONER, FOLDERS
+
 
 MODELS = f"{__package__}.models"
 
@@ -61,6 +63,7 @@ def _register_pipeline() -> None:
             pipeline_class=_ours("pipeline").ImageToTextPipeline,
             pt_model=AutoModelForImageTextToText,
             type="multimodal",
+            default={"model": (str(FOLDERS[DEFAULT_CAPTIONER]), "main")},
         )
 
 
@@ -71,6 +74,7 @@ _STEPS: dict[str, Callable[[], None]] = {
     "transformers.models.auto.modeling_auto": _register_models,
     "transformers.models.auto.processing_auto": _register_processor,
     "transformers.pipelines": _register_pipeline,
+    f"{MODELS}.loading_cnnrnn": lambda: _ours("loading").PRETRAINED_FOLDERS.update(FOLDERS),
     f"{MODELS}.configuration_cnnrnn": lambda: _ours("configuration").CnnRnnConfig.register_for_auto_class(),
     f"{MODELS}.configuration_alignment_cnnrnn": lambda: _ours(
         "configuration_alignment"

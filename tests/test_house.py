@@ -10,7 +10,7 @@ from support.paths import EXAMPLES, PACKAGE, ROOT
 
 # each room may import from itself and from the rooms before it
 ROOMS = [
-    {"files"},
+    {"files", "pretrained"},
     {"models", "metrics"},
     {"data"},
     {"evaluation"},

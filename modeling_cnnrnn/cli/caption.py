@@ -13,9 +13,11 @@ from .errors import RUN_AGAIN, user_errors
 DESCRIPTION = """
 Write sentences about images: files, URLs, and folders with all images below them.
 
-    cnnrnn caption photo.jpg --model_name_or_path user/captioner
+    cnnrnn caption photo.jpg
     cnnrnn caption photographs/ --model_name_or_path outputs/mine --output captions.csv
 
+Without --model_name_or_path it is the captioner that comes with the package, flickr8k-mobilenet: trained on photographs
+of Flickr8k, in English, for research and education.
 Standard output has the sentence, and nothing else; for several images `name: sentence` lines. The exit status is 1 if
 an image could not be read. To caption a dataset:
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from ..data.arguments import DatasetArguments
+from ..pretrained import DEFAULT_CAPTIONER
 
 
 @dataclass
@@ -91,7 +92,12 @@ class CaptionImagesArguments:
     images: list[str] = field(
         metadata={"help": "Files, URLs, and folders with all images below them.", "positional": True}
     )
-    model_name_or_path: str = field(metadata={"help": "Captioner to use, a repository of the Hub or a folder."})
+    model_name_or_path: str = field(
+        default=DEFAULT_CAPTIONER,
+        metadata={
+            "help": "Captioner to use: a folder, a repository of the Hub, or the one that comes with the package."
+        },
+    )
     model_revision: str = field(default="main", metadata={"help": "Commit, tag or branch of the captioner."})
     output: str | None = field(
         default=None, metadata={"help": "Table to write the sentences to, a .csv, .jsonl or .parquet file."}
@@ -106,9 +112,14 @@ class CaptionImagesArguments:
 class CaptionDatasetArguments:
     """Dataset to caption, the captioner, and the dataset that is written."""
 
-    model_name_or_path: str = field(metadata={"help": "Captioner to use, a repository of the Hub or a folder."})
     dataset_name: str = field(
         metadata={"help": "Dataset of the Hub, folder, or COCO or Karpathy JSON file; several with commas."}
+    )
+    model_name_or_path: str = field(
+        default=DEFAULT_CAPTIONER,
+        metadata={
+            "help": "Captioner to use: a folder, a repository of the Hub, or the one that comes with the package."
+        },
     )
     model_revision: str = field(default="main", metadata={"help": "Commit, tag or branch of the captioner."})
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a dataset of the Hub."})

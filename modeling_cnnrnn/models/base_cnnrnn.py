@@ -17,7 +17,7 @@ from transformers import initialization as init
 
 from .configuration_base_cnnrnn import MAX_PARAMETERS, CnnRnnPreTrainedConfig
 from .error_messages_cnnrnn import shown
-from .loading_cnnrnn import CnnRnnLoadingError, Part, explain_errors, file_fault
+from .loading_cnnrnn import CnnRnnLoadingError, Part, explain_errors, file_fault, find_pretrained
 
 
 MAX_TENSORS = 2**14  # of a model; a ResNet-152 has about a thousand
@@ -79,7 +79,7 @@ class CnnRnnPreTrainedModel(PreTrainedModel):
             CnnRnnLoadingError: a file is missing, damaged or wrong, or its weights are not those of the model. It is both
                 an `OSError` and a `ValueError`, and names the file, and the field where one is at fault.
         """
-        place = pretrained_model_name_or_path
+        place = find_pretrained(pretrained_model_name_or_path)
         _refuse_faulty_generation_config(place, kwargs.get("subfolder") or "")
         token = _checks_weights.set(check_weights)
         try:

@@ -7,7 +7,7 @@ from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDa
 from transformers import PreTrainedConfig
 
 from .error_messages_cnnrnn import shown
-from .loading_cnnrnn import Part, explain_errors
+from .loading_cnnrnn import Part, explain_errors, find_pretrained
 
 
 MAX_CNN_SIZE = 2**20  # of any number in the configuration of a CNN
@@ -29,8 +29,9 @@ class CnnRnnPreTrainedConfig(PreTrainedConfig):
             OSError: as in transformers.
             CnnRnnLoadingError: there is no configuration of such a model, or a field of it is wrong.
         """
-        with explain_errors(pretrained_model_name_or_path, (Part(("config.json",), cls._from_folder),), **kwargs):
-            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        place = find_pretrained(pretrained_model_name_or_path)
+        with explain_errors(place, (Part(("config.json",), cls._from_folder),), **kwargs):
+            return super().from_pretrained(place, **kwargs)
 
     @classmethod
     def _from_folder(cls, folder: os.PathLike):

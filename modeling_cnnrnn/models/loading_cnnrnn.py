@@ -1,5 +1,5 @@
 """
-Say in one sentence why a captioner does not load: the file, the field, the remedy.
+Find the files of a captioner, and say in one sentence why it does not load: the file, the field, the remedy.
 
 Loading itself checks little. After a failure, the files are questioned in turn: is each there and whole, and which of its
 fields, left out, lets the others load?
@@ -27,6 +27,25 @@ REMEDY = "download the file again, or save the captioner again"
 # A file of 10,000 words has a field for each of them: they are not left out one by one.
 MAX_FIELDS = 200
 SECONDS = 3.0  # for the search of a field
+# Folders of captioners by their short names. The package enters those that come with it, the default first; the same code
+# in a repository of the Hub knows none.
+PRETRAINED_FOLDERS: dict[str, Path] = {}
+
+
+def find_pretrained(place: Any) -> Any:
+    """
+    Find the folder of a captioner that comes with the package by its short name.
+
+    A captioner in a folder of this name wins. The Hub, where names have an owner, is not asked.
+
+    Args:
+        place: folder, name on the Hub or short name, as in `from_pretrained`.
+
+    Returns:
+        The folder, or `place` as it is where it is no short name.
+    """
+    folder = PRETRAINED_FOLDERS.get(str(place))
+    return place if folder is None or os.path.isfile(os.path.join(place, "config.json")) else folder
 
 
 class CnnRnnLoadingError(OSError, ValueError):
@@ -209,4 +228,4 @@ def _loads_without(content: Any, key: Any, loads: Callable[[], bool]) -> bool:
         content.update(whole) if isinstance(content, dict) else content.extend(whole)
 
 
-__all__ = ["CnnRnnLoadingError", "Part", "explain_errors", "file_fault"]
+__all__ = ["PRETRAINED_FOLDERS", "CnnRnnLoadingError", "Part", "explain_errors", "file_fault", "find_pretrained"]

@@ -15,7 +15,7 @@ from transformers import Pipeline
 
 from .generation_cnnrnn import sentence_mask
 from .image_loading_cnnrnn import load_image
-from .loading_cnnrnn import explain_errors
+from .loading_cnnrnn import PRETRAINED_FOLDERS, explain_errors, find_pretrained
 from .processing_cnnrnn import CnnRnnProcessor
 from .processor_checks_cnnrnn import HUB_KWARGS
 
@@ -192,7 +192,8 @@ def pipeline(task: str | None = None, model: Any = None, **kwargs) -> Pipeline:
 
     Args:
         task: the task; [`ImageToTextPipeline`] serves these two, transformers all others.
-        model: a repository of the Hub, a folder or a model.
+        model: a repository of the Hub, a folder, a model or the name of a captioner that comes with the package. These two
+            tasks take `flickr8k-mobilenet` of these where none is named.
         **kwargs: as in `transformers.pipeline`, but nobody is asked on the terminal whether code of a repository may run:
             pass `trust_remote_code=True` if it may.
 
@@ -209,8 +210,10 @@ def pipeline(task: str | None = None, model: Any = None, **kwargs) -> Pipeline:
         # transformers 5 replaces "image-to-text" by "image-text-to-text", and warns; the models of both are the same
         task = "image-text-to-text"
         kwargs = {"pipeline_class": ImageToTextPipeline, "trust_remote_code": False, **kwargs}
+        if model is None and kwargs.get("tokenizer") is None:
+            model = next(iter(PRETRAINED_FOLDERS.values()), None)
         if isinstance(model, str | PathLike):
-            return _load_pipeline(task, model, kwargs)
+            return _load_pipeline(task, find_pretrained(model), kwargs)
     return transformers.pipeline(task, model=model, **kwargs)  # type: ignore[arg-type]
 
 

@@ -23,7 +23,7 @@ from transformers.tokenization_utils_base import TextInput
 from transformers.utils import to_py_obj
 
 from .image_loading_cnnrnn import is_unit_range, load_image
-from .loading_cnnrnn import CnnRnnLoadingError, explain_errors
+from .loading_cnnrnn import CnnRnnLoadingError, explain_errors, find_pretrained
 from .loss_cnnrnn import IGNORE_INDEX
 from .processor_checks_cnnrnn import (
     HUB_KWARGS,
@@ -90,7 +90,7 @@ class CnnRnnProcessor(ProcessorMixin):
                 it lacks. It is both an `OSError` and a `ValueError`, and names the file, and the field where one is at
                 fault.
         """
-        place = pretrained_model_name_or_path
+        place = find_pretrained(pretrained_model_name_or_path)
         # a question on the terminal would keep a job waiting
         kwargs["trust_remote_code"] = bool(kwargs.get("trust_remote_code"))
         with explain_errors(place, PROCESSOR_PARTS, **kwargs):
