@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .models.modeling_alignment_cnnrnn import CnnRnnAlignmentModel, CnnRnnForImageTextRetrieval
     from .models.modeling_cnnrnn import CnnRnnForConditionalGeneration, CnnRnnModel, CnnRnnPreTrainedModel
     from .models.pipeline_cnnrnn import ImageToTextPipeline, pipeline
+    from .models.processing_alignment_cnnrnn import CnnRnnAlignmentProcessor
     from .models.processing_cnnrnn import CnnRnnProcessor
     from .models.recurrence_cnnrnn import CnnRnnCache
     from .models.tokenization_cnnrnn import build_tokenizer
@@ -27,6 +28,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CnnRnnAlignmentConfig",
     "CnnRnnAlignmentModel",
+    "CnnRnnAlignmentProcessor",
     "CnnRnnCache",
     "CnnRnnConfig",
     "CnnRnnForConditionalGeneration",
@@ -43,6 +45,7 @@ __all__ = [
 _FILES = {
     "CnnRnnAlignmentConfig": "configuration_alignment_cnnrnn",
     "CnnRnnAlignmentModel": "modeling_alignment_cnnrnn",
+    "CnnRnnAlignmentProcessor": "processing_alignment_cnnrnn",
     "CnnRnnCache": "recurrence_cnnrnn",
     "CnnRnnConfig": "configuration_cnnrnn",
     "CnnRnnForConditionalGeneration": "modeling_cnnrnn",

@@ -48,9 +48,9 @@ def _register_models() -> None:
 def _register_processor() -> None:
     from transformers import AutoProcessor
 
-    processor = _ours("processing").CnnRnnProcessor
-    AutoProcessor.register(_ours("configuration").CnnRnnConfig, processor, exist_ok=True)
-    AutoProcessor.register(_ours("configuration_alignment").CnnRnnAlignmentConfig, processor, exist_ok=True)
+    AutoProcessor.register(_ours("configuration").CnnRnnConfig, _ours("processing").CnnRnnProcessor, exist_ok=True)
+    config, processor = _ours("configuration_alignment"), _ours("processing_alignment")
+    AutoProcessor.register(config.CnnRnnAlignmentConfig, processor.CnnRnnAlignmentProcessor, exist_ok=True)
 
 
 def _register_pipeline() -> None:
@@ -85,6 +85,9 @@ _STEPS: dict[str, Callable[[], None]] = {
     f"{MODELS}.modeling_cnnrnn": lambda: _ours("modeling").CnnRnnForConditionalGeneration.register_for_auto_class(
         "AutoModelForImageTextToText"
     ),
+    f"{MODELS}.processing_alignment_cnnrnn": lambda: _ours(
+        "processing_alignment"
+    ).CnnRnnAlignmentProcessor.register_for_auto_class(),
     f"{MODELS}.processing_cnnrnn": lambda: _ours("processing").CnnRnnProcessor.register_for_auto_class(),
 }
 

@@ -18,6 +18,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput, can_return_tuple
 
+from .alignment_cnnrnn import CnnRnnAlignmentMixin
 from .base_cnnrnn import CnnRnnPreTrainedModel
 from .configuration_alignment_cnnrnn import CnnRnnAlignmentConfig
 from .loss_alignment_cnnrnn import contrastive_loss
@@ -239,7 +240,7 @@ class CnnRnnAlignmentModel(CnnRnnAlignmentPreTrainedModel):
         )
 
 
-class CnnRnnForImageTextRetrieval(CnnRnnAlignmentPreTrainedModel):
+class CnnRnnForImageTextRetrieval(CnnRnnAlignmentPreTrainedModel, CnnRnnAlignmentMixin):
     """
     Finds images by sentences and sentences by images, and says which words belong to which region.
 
@@ -250,6 +251,7 @@ class CnnRnnForImageTextRetrieval(CnnRnnAlignmentPreTrainedModel):
     >>> processor = CnnRnnProcessor.from_pretrained("outputs/alignment")
     >>> inputs = processor(images=images, return_tensors="pt") | processor(text=sentences, return_tensors="pt")
     >>> model(**inputs).logits_per_image.softmax(dim=1)
+    >>> model.align(images[0], sentences[0], processor)  # [(box, text, score), ...]
     ```
     """
 

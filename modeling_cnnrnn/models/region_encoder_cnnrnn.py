@@ -51,6 +51,11 @@ class CnnRnnRegionEncoder(CnnRnnImageEncoder):
         num_channels = self._num_feature_channels()
         self.reduction = None
         if config.reduced_feature_size is not None:
+            if config.reduced_feature_size >= num_channels:
+                raise ValueError(
+                    f"`reduced_feature_size` is {config.reduced_feature_size} and the CNN has {num_channels} channels: pass a "
+                    "smaller number, or None."
+                )
             self.reduction = nn.Linear(num_channels, config.reduced_feature_size).requires_grad_(False)
         self.projection = nn.Linear(config.reduced_feature_size or num_channels, config.embedding_size)
         self.dropout = nn.Dropout1d(config.feature_dropout)
@@ -91,7 +96,7 @@ class CnnRnnRegionEncoder(CnnRnnImageEncoder):
             ValueError: the number of channels is neither.
         """
         channels = image_features.shape[-1]
-        if self.reduction is not None and channels == self.reduction.in_features != self.projection.in_features:
+        if self.reduction is not None and channels == self.reduction.in_features:
             return self.reduction(image_features)
         if channels != self.projection.in_features:
             raise ValueError(

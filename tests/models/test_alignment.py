@@ -5,11 +5,21 @@ import math
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
+from PIL import Image
+from support import hub_user
+from support.local_hub import LocalHub
+from support.repositories import fork_jobs
 from support.tiny_models import changed, snapshot
 from torch.testing import assert_close
-from transformers import AutoConfig, AutoModel, AutoModelForZeroShotImageClassification, pipeline
+from transformers import AutoConfig, AutoModel, AutoModelForZeroShotImageClassification, AutoProcessor, pipeline
 
-from modeling_cnnrnn import CnnRnnAlignmentConfig, CnnRnnAlignmentModel, CnnRnnForImageTextRetrieval
+from modeling_cnnrnn import (
+    CnnRnnAlignmentConfig,
+    CnnRnnAlignmentModel,
+    CnnRnnAlignmentProcessor,
+    CnnRnnForImageTextRetrieval,
+)
 from modeling_cnnrnn.models.configuration_alignment_cnnrnn import PAPER
 from modeling_cnnrnn.models.loss_alignment_cnnrnn import contrastive_loss
 from modeling_cnnrnn.models.similarity_cnnrnn import score_sentences
@@ -41,6 +51,11 @@ def make_alignment(tiny_encoder_config):
 @pytest.fixture(params=RNN_TYPES)
 def any_alignment(request, make_alignment) -> CnnRnnForImageTextRetrieval:
     return make_alignment(rnn_type=request.param, add_word_skip=request.param == "gru")
+
+
+@pytest.fixture
+def alignment_processor(tiny_processor) -> CnnRnnAlignmentProcessor:
+    return CnnRnnAlignmentProcessor(tiny_processor.image_processor, tiny_processor.tokenizer)
 
 
 @pytest.fixture
@@ -113,7 +128,7 @@ def test_a_sentence_scores_the_same_in_any_batch_and_with_any_padding(any_alignm
 
 @torch.no_grad()
 def test_an_image_scores_the_same_in_any_batch_and_with_any_number_of_boxes(any_alignment, pixel_values, words):
-    boxes = [torch.rand(n, 4).sort(dim=1).values[:, [0, 1, 2, 3]] for n in (1, 4, 2)]
+    boxes = [torch.rand(n, 2, 2).sort(dim=1).values.flatten(1) for n in (1, 4, 2)]
     expected = any_alignment(pixel_values, words, boxes=boxes).logits_per_image
     for k in range(3):
         alone = any_alignment(pixel_values[k : k + 1], words, boxes=boxes[k : k + 1]).logits_per_image
@@ -231,25 +246,112 @@ def test_the_keywords_of_the_paper_make_its_model(tiny_encoder_config):
     assert (config.margin, config.word_reduction, config.score_type) == (1.0, "sum", "max")
 
 
-def test_zero_shot_classification_ranks_labels(make_alignment, tiny_processor, tmp_path):
-    from PIL import Image
-
-    model = make_alignment()
-    classify = pipeline(
-        "zero-shot-image-classification",
-        model=model,
-        tokenizer=tiny_processor.tokenizer,
-        image_processor=tiny_processor.image_processor,
-    )
-    labels = ["a dog", "a green triangle"]
-    results = classify(Image.linear_gradient("L").convert("RGB"), candidate_labels=labels, hypothesis_template="{}")
-    inputs = tiny_processor(images=Image.linear_gradient("L"), return_tensors="pt")
-    words = tiny_processor(text=labels, return_tensors="pt")
+def test_zero_shot_classification_ranks_labels(make_alignment, alignment_processor, tmp_path):
+    model, image = make_alignment(), Image.linear_gradient("L").convert("RGB")
+    model.save_pretrained(tmp_path)
+    alignment_processor.save_pretrained(tmp_path)
+    classify = pipeline("zero-shot-image-classification", model=str(tmp_path), device="cpu")
+    assert type(AutoProcessor.from_pretrained(tmp_path)) is CnnRnnAlignmentProcessor
+    labels = ["a dog", "a green triangle", "two circles"]
+    results = classify(image, candidate_labels=labels, hypothesis_template="{}")
+    inputs = alignment_processor(images=image, text=labels, return_tensors="pt")
     with torch.no_grad():
-        expected = model(**inputs, **words).logits_per_image.softmax(dim=1)[0]
+        expected = model(**inputs).logits_per_image.softmax(dim=1)[0]
     assert {result["label"]: pytest.approx(result["score"], abs=1e-5) for result in results} == dict(
         zip(labels, expected.tolist(), strict=True)
     )
+
+
+@pytest.mark.slow
+def test_a_saved_alignment_is_a_whole_repository(make_alignment, alignment_processor, tmp_path):
+    model, repository = make_alignment(smoothness=0.1), str(tmp_path / "alignment")
+    model.save_pretrained(repository)
+    alignment_processor.save_pretrained(repository)
+    sentence = "a dog jumps over a triangle"
+    with LocalHub(tmp_path / "hub") as hub:  # for a process of its own, without this package
+        answer = fork_jobs(hub, tmp_path, {"align": ["aligned", {"repository": repository, "sentence": sentence}]})[
+            "align"
+        ]
+    assert answer["classes"] == [
+        "CnnRnnAlignmentConfig",
+        "CnnRnnAlignmentProcessor",
+        "CnnRnnForImageTextRetrieval",
+        "CnnRnnAlignmentModel",
+    ]
+    assert set(answer["modules"]) == {"transformers_modules"}
+    expected = model.align(hub_user.picture(), sentence, alignment_processor)
+    assert answer["snippets"] == [[list(box), text, score] for box, text, score in expected]
+    assert len(answer["scores"]) == 2
+
+
+# --- Other ways to run it --------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_half_precision_scores_almost_the_same(any_alignment, pixel_values, words, tmp_path):
+    expected = any_alignment(pixel_values, words, return_loss=True)
+    any_alignment.save_pretrained(tmp_path)
+    half = CnnRnnForImageTextRetrieval.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+    outputs = half(pixel_values, words, return_loss=True)
+    assert outputs.loss.dtype == torch.float32
+    scale = half.model.logit_scale.exp().float()
+    assert_close(outputs.logits_per_image / scale, expected.logits_per_image / scale, atol=0.05, rtol=0.05)
+
+
+def test_autocast_trains(any_alignment, pixel_values, words):
+    expected = any_alignment(pixel_values, words, return_loss=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = any_alignment.train(False)(pixel_values, words, return_loss=True)
+    outputs.loss.backward()
+    assert_close(outputs.logits_per_image, expected.logits_per_image, atol=2.0, rtol=0.1)
+    assert all(parameter.grad is not None for parameter in any_alignment.model.text_encoder.context.parameters())
+
+
+@torch.no_grad()
+def test_every_layer_is_called(any_alignment, pixel_values, words):
+    layers = {
+        name: module
+        for name, module in any_alignment.named_modules()
+        if any(True for _ in module.parameters(recurse=False)) and ".cnn." not in name and name != "model"
+    }
+    calls = set()
+    for name, layer in layers.items():
+        layer.register_forward_hook(lambda *_, name=name: calls.add(name))
+    any_alignment(pixel_values, words)
+    assert calls == set(layers)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_the_image_encoder_is_exported(make_alignment, pixel_values):
+    encoder = make_alignment().get_encoder()
+    batch = torch.export.Dim("batch", min=2)
+    exported = torch.export.export(encoder, (pixel_values,), dynamic_shapes={"pixel_values": {0: batch}})
+    for images in (pixel_values, pixel_values[:2]):
+        assert_close(exported.module()(images).last_hidden_state, encoder(images).last_hidden_state)
+
+
+def test_a_frozen_cnn_stays_and_the_rest_learns(make_alignment, pixel_values, words):
+    model = make_alignment().train()
+    model.freeze_encoder()
+    before = snapshot(model)
+    optimizer = torch.optim.SGD([parameter for parameter in model.parameters() if parameter.requires_grad], lr=0.1)
+    model(pixel_values, words, return_loss=True).loss.backward()
+    optimizer.step()
+    moved = changed(before, model)
+    assert not any(".cnn." in name for name in moved)
+    assert {"model.logit_scale", "model.encoder.projection.weight", "model.text_encoder.embed_tokens.weight"} <= moved
+
+
+@torch.no_grad()
+def test_a_larger_vocabulary_keeps_what_the_model_knew(make_alignment, pixel_values, words):
+    model = make_alignment()
+    expected = model(pixel_values, words).logits_per_image
+    model.resize_token_embeddings(25, mean_resizing=False)
+    assert model.config.vocab_size == 25
+    assert_close(model(pixel_values, words).logits_per_image, expected)
+    assert model(pixel_values, torch.full((3, 2), 24)).logits_per_image.isfinite().all()
 
 
 # --- Bad input -------------------------------------------------------------------------------------------------------
@@ -282,3 +384,30 @@ def test_a_batch_without_negatives_is_refused(make_alignment, pixel_values, word
         model(pixel_values[:1], words[:1], return_loss=True)
     with pytest.raises(ValueError, match="no negatives"):
         model(pixel_values, words, image_ids=torch.zeros(3, dtype=torch.long))
+
+
+@pytest.mark.parametrize("images", [None, Image.new("RGB", (32, 32))], ids=["text", "images and text"])
+def test_the_processor_refuses_sentences_of_unknown_words(alignment_processor, images):
+    with pytest.raises(ValueError, match="'xyzzy plugh', of which the tokenizer knows no word"):
+        alignment_processor(images=images, text=["a dog", "xyzzy plugh"])
+
+
+def test_tokens_outside_the_vocabulary_are_refused(make_alignment):
+    with pytest.raises(ValueError, match="holds 20, outside the vocabulary of 20 words"):
+        make_alignment().get_text_features(torch.tensor([[4, 20]]))
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"score_type": "attention", "normalize_embeddings": False}, "attention compares directions"),
+        ({"smoothness": -0.1}, "`smoothness` is -0.1"),
+        ({"region_grid_size": 0}, "`region_grid_size` is 0"),
+        ({"unk_token_id": 30}, "special token 30 is outside"),
+        ({"rnn_type": "rnn_tanh"}, "rnn_type"),
+        ({"hidden_size": 2**20, "embedding_size": 2**20}, "no memory holds"),
+    ],
+)
+def test_a_configuration_that_cannot_work_is_refused(make_alignment, options, reason):
+    with pytest.raises((StrictDataclassFieldValidationError, StrictDataclassClassValidationError), match=reason):
+        make_alignment(**options)

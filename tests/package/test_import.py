@@ -26,7 +26,9 @@ assert [c.__name__ for c in classes] == [
 assert [c._auto_class for c in (config, *classes[2:])] == ["AutoConfig", "AutoModelForImageTextToText", "AutoProcessor"]
 alignment = CONFIG_MAPPING["cnnrnn_alignment"]
 classes = [mapping[alignment] for mapping in (MODEL_MAPPING, ZERO_SHOT, PROCESSOR_MAPPING)]
-assert [c.__name__ for c in classes] == ["CnnRnnAlignmentModel", "CnnRnnForImageTextRetrieval", "CnnRnnProcessor"]
+assert [c.__name__ for c in classes] == [
+    "CnnRnnAlignmentModel", "CnnRnnForImageTextRetrieval", "CnnRnnAlignmentProcessor"
+]
 assert [c._auto_class for c in (alignment, classes[1])] == ["AutoConfig", "AutoModelForZeroShotImageClassification"]
 assert "image-captioning" in PIPELINE_REGISTRY.get_supported_tasks()
 """

@@ -21,6 +21,7 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoModelForImageTextToText,
+    AutoModelForZeroShotImageClassification,
     AutoProcessor,
     AutoTokenizer,
     pipeline,
@@ -62,6 +63,20 @@ def auto_classes(repository: str, **options) -> dict:
         "sentence": write(model, processor),
         "sentence of the parts": tokenizer.batch_decode(sequences, skip_special_tokens=True)[0],
         "same weights": all(torch.equal(tensor, state[name]) for name, tensor in base.state_dict().items()),
+        "classes": [type(thing).__name__ for thing in (config, processor, model, base)],
+        "modules": [type(thing).__module__.partition(".")[0] for thing in (config, processor, model, base)],
+    }
+
+
+def aligned(repository: str, sentence: str) -> dict:
+    """What the Auto classes load of an alignment, how it divides a sentence, and what it thinks of two labels."""
+    options = {"trust_remote_code": True}
+    classes = (AutoConfig, AutoProcessor, AutoModelForZeroShotImageClassification, AutoModel)
+    config, processor, model, base = (auto.from_pretrained(repository, **options) for auto in classes)
+    classify = pipeline("zero-shot-image-classification", model=repository, **options)
+    return {
+        "snippets": model.align(picture(), sentence, processor),
+        "scores": classify(picture().convert("RGB"), candidate_labels=["dog", "triangle"], hypothesis_template="a {}"),
         "classes": [type(thing).__name__ for thing in (config, processor, model, base)],
         "modules": [type(thing).__module__.partition(".")[0] for thing in (config, processor, model, base)],
     }

@@ -1,0 +1,219 @@
+"""Regions: where cells look, what boxes hold, and which part of a picture is seen."""
+
+import pytest
+import torch
+from PIL import Image
+from support.tiny_models import TINY_CNNS
+from torch.nn.functional import grid_sample
+from torch.testing import assert_close
+from transformers import AutoModel, BitImageProcessorPil, ConvNextConfig, RegNetConfig, ResNetConfig
+
+from modeling_cnnrnn import CnnRnnAlignmentConfig, CnnRnnForImageTextRetrieval
+from modeling_cnnrnn.models.image_view_cnnrnn import find_view
+from modeling_cnnrnn.models.receptive_field_cnnrnn import measure_cell_centers
+from modeling_cnnrnn.models.regions_cnnrnn import pad_boxes, pool_boxes
+
+
+# --- Where cells look ------------------------------------------------------------------------------------------------
+
+
+def centers_by_arithmetic(layers: list[tuple[int, int, int]], cells: int) -> list[float]:
+    """Middles of cells in pixels, of convolutions (kernel, stride, padding before) one after another."""
+    jump, first = 1, 0.5
+    for kernel, stride, padding in layers:
+        first += ((kernel - 1) / 2 - padding) * jump
+        jump *= stride
+    return [first + jump * cell for cell in range(cells)]
+
+
+WIDE = {"embedding_size": 32, "hidden_sizes": [32, 32], "depths": [1, 1]}
+STEM = (7, 2, 3), (3, 2, 1)  # of a ResNet: a convolution and a maximum
+
+
+@pytest.mark.parametrize("size", [64, 57, 80])
+@pytest.mark.parametrize(
+    ("config", "layers"),
+    [
+        (ResNetConfig(layer_type="basic", **WIDE), [*STEM, (3, 1, 1), (3, 1, 1), (3, 2, 1), (3, 1, 1)]),
+        (RegNetConfig(groups_width=8, **WIDE), [(3, 2, 1), (3, 2, 1), (3, 2, 1)]),
+        (
+            ConvNextConfig(num_stages=2, hidden_sizes=[32, 32], depths=[1, 1]),
+            [(4, 4, 0), (7, 1, 3), (2, 2, 0), (7, 1, 3)],
+        ),
+    ],
+    ids=["resnet", "regnet", "convnext"],
+)
+def test_cells_look_where_arithmetic_says(config, layers, size):
+    cnn = AutoModel.from_config(config).eval()
+    picture = torch.zeros(1, 3, size, size + 16)
+    rows, columns = measure_cell_centers(lambda pixels: cnn(pixels).last_hidden_state, picture)
+    assert (len(rows), len(columns)) == cnn(picture).last_hidden_state.shape[2:]
+    stride = float(rows[1] - rows[0])
+    for measured in (rows, columns):
+        expected = torch.tensor(centers_by_arithmetic(layers, len(measured)))
+        assert float((measured - expected).abs().max()) < 0.1 * stride  # the naive reading is off by half of it
+
+
+def test_cells_are_measured_once_and_the_cnn_stays_as_it_was(make_region_model, pixel_values):
+    model = make_region_model().train()
+    model.freeze_encoder()
+    encoder, runs = model.get_encoder(), []
+    encoder.cnn.register_forward_hook(lambda *_: runs.append(1))
+    state = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    with torch.inference_mode():
+        first = encoder.cell_centers(32, 32)
+        assert encoder.cell_centers(32, 32) is first
+    assert len(runs) == 1
+    assert all(torch.equal(tensor, state[name]) for name, tensor in encoder.state_dict().items())
+    assert encoder.training
+    assert not encoder.cnn.training
+    assert all(parameter.grad is None for parameter in encoder.parameters())
+
+
+# --- Boxes -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_pooled_box_is_the_mean_of_many_samples():
+    features = torch.randn(2, 3, 5, 7, dtype=torch.float64)
+    boxes = torch.rand(2, 6, 2, 2, dtype=torch.float64).sort(dim=2).values.flatten(2)
+    centers = (torch.arange(5) / 5 + 0.02, torch.arange(7) / 7 + 0.05)  # up and left of the middles of the cells
+    pooled = pool_boxes(features, boxes, tuple(axis.double() for axis in centers))
+    samples = (torch.arange(400, dtype=torch.float64) + 0.5) / 400
+    for b in range(2):
+        for n in range(6):
+            x_min, y_min, x_max, y_max = boxes[b, n]
+            x = ((x_min + samples * (x_max - x_min)) - 0.05) * 7  # in cells
+            y = ((y_min + samples * (y_max - y_min)) - 0.02) * 5
+            grid_y, grid_x = torch.meshgrid(2 * y / 4 - 1, 2 * x / 6 - 1, indexing="ij")
+            grid = torch.stack([grid_x, grid_y], dim=-1)[None]
+            sampled = grid_sample(features[b : b + 1], grid, padding_mode="border", align_corners=True)
+            assert_close(pooled[b, n], sampled.mean(dim=(0, 2, 3)), atol=1e-4, rtol=1e-4)
+
+
+def test_the_box_of_a_ramp_has_the_value_at_its_middle():
+    ramp = torch.arange(9.0).expand(1, 1, 9, 9)
+    centers = (torch.arange(9) + 0.5) / 9
+    boxes = torch.tensor([[[0.2, 0.1, 0.6, 0.9], [0.5, 0.5, 0.501, 0.501]]])
+    pooled = pool_boxes(ramp, boxes, (centers, centers))[0, :, 0]
+    assert_close(pooled, torch.tensor([0.4 * 9 - 0.5, 0.5005 * 9 - 0.5]), atol=1e-3, rtol=1e-3)
+
+
+def test_boxes_of_detectors_are_padded_and_rounded_ones_kept():
+    padded, mask = pad_boxes(
+        [torch.tensor([[-0.00001, 0.0, 1.00001, 0.5]]), torch.tensor([[0, 0, 1, 1], [0, 0, 0.5, 0.5]])]
+    )
+    assert mask.tolist() == [[True, False], [True, True]]
+    assert padded[0, 0].tolist() == [0.0, 0.0, 1.0, 0.5]
+
+
+@pytest.fixture
+def make_region_model(tiny_encoder_config):
+    def make(**options) -> CnnRnnForImageTextRetrieval:
+        torch.manual_seed(0)
+        sizes = {"vocab_size": 20, "hidden_size": 14, "embedding_size": 12, "word_embedding_size": 10}
+        return CnnRnnForImageTextRetrieval(
+            CnnRnnAlignmentConfig(**({"encoder": tiny_encoder_config.to_dict()} | sizes | options))
+        ).eval()
+
+    return make
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("cnn", list(TINY_CNNS))
+def test_regions_of_any_cnn_have_boxes_in_the_picture(make_region_model, cnn):
+    model = make_region_model(encoder=TINY_CNNS[cnn].to_dict())
+    output = model.get_image_features(torch.randn(2, 3, 64, 96), output_boxes=True)
+    assert output.boxes.shape == (*output.last_hidden_state.shape[:2], 4)
+    assert output.boxes.min() >= 0
+    assert output.boxes.max() <= 1
+    cells = output.boxes[0, :-1]
+    assert (cells[:, 2:] > cells[:, :2]).all()
+    assert output.boxes[0, -1].tolist() == [0, 0, 1, 1]
+
+
+@torch.no_grad()
+def test_coarser_cells_cover_the_boxes_of_finer_ones(make_region_model):
+    pixel_values = torch.randn(1, 3, 64, 64)
+    fine = make_region_model(add_whole_image=False).get_image_features(pixel_values, output_boxes=True)
+    coarse_model = make_region_model(add_whole_image=False, region_grid_size=4, normalize_embeddings=False)
+    coarse = coarse_model.get_image_features(pixel_values, output_boxes=True)
+    boxes = fine.boxes[0].view(8, 8, 4)
+    expected = torch.cat([boxes[::2, ::2, :2], boxes[1::2, 1::2, 2:]], dim=-1).flatten(0, 1)
+    assert_close(coarse.boxes[0], expected)
+    # stored cells that were averaged before have the same boxes, and the same features
+    features, _ = coarse_model.get_encoder().get_image_features(pixel_values)
+    averaged = (
+        torch.nn.functional.avg_pool2d(features.transpose(1, 2).unflatten(2, (8, 8)), 2).flatten(2).transpose(1, 2)
+    )
+    stored = coarse_model.get_image_features(image_features=averaged, image_size=(64, 64), output_boxes=True)
+    assert_close(stored.boxes, coarse.boxes)
+    assert_close(stored.last_hidden_state, coarse.last_hidden_state)
+
+
+@torch.no_grad()
+def test_a_box_around_a_cell_has_about_its_features(make_region_model):
+    """Of a feature map that changes from cell to cell, the box around one of them has what it holds."""
+    model = make_region_model(normalize_embeddings=False)
+    pixel_values = torch.randn(1, 3, 64, 64)
+    cells = model.get_image_features(pixel_values, output_boxes=True)
+    point = cells.centers[0, 27]
+    box = torch.cat([point - 0.001, point + 0.001])
+    boxed = model.get_image_features(pixel_values, boxes=box.view(1, 1, 4))
+    assert_close(boxed.last_hidden_state[0, 0], cells.last_hidden_state[0, 27], atol=0.02, rtol=0.05)
+    assert_close(boxed.last_hidden_state[0, 1], cells.last_hidden_state[0, -1])  # the whole image
+
+
+def test_stored_features_need_the_size_of_their_pictures_for_boxes(make_region_model):
+    features = torch.randn(1, 16, 16)
+    with pytest.raises(ValueError, match="pass `image_size=\\(height, width\\)`"):
+        make_region_model().get_image_features(image_features=features, output_boxes=True)
+    with pytest.raises(ValueError, match="holds 15 cells, which are no square"):
+        make_region_model(region_grid_size=2).get_image_features(image_features=features[:, 1:])
+    with pytest.raises(ValueError, match="has 12 channels and the model reads 16"):
+        make_region_model().get_image_features(image_features=features[..., :12])
+
+
+@torch.no_grad()
+def test_principal_components_keep_the_products_of_features(make_region_model):
+    encoder = make_region_model(reduced_feature_size=6).get_encoder()
+    sample = torch.randn(200, 6) @ torch.randn(6, 16) + 3  # six numbers say all
+    encoder.fit_reduction(sample)
+    reduced = encoder.reduce_features(sample)
+    assert_close(reduced.mean(dim=0), torch.zeros(6), atol=1e-4, rtol=0)
+    assert reduced.var(dim=0, unbiased=False).mean().item() == pytest.approx(1, rel=1e-3)
+    centred = sample - sample.mean(dim=0)
+    scale = reduced.norm() ** 2 / centred.norm() ** 2
+    assert_close(reduced @ reduced.T, scale * centred @ centred.T, rtol=1e-3, atol=1e-3)
+    assert not any(parameter.requires_grad for parameter in encoder.reduction.parameters())
+    with pytest.raises(ValueError, match="`reduced_feature_size` is 6 with 3 regions"):
+        encoder.fit_reduction(sample[:3])
+
+
+def test_more_components_than_channels_are_refused(make_region_model):
+    with pytest.raises(ValueError, match="`reduced_feature_size` is 16 and the CNN has 16 channels"):
+        make_region_model(reduced_feature_size=16)
+
+
+# --- What is seen of a picture ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "size", "seen"),
+    [
+        ({"size": {"height": 48, "width": 48}, "do_center_crop": False}, (200, 100), (0, 0, 200, 100)),
+        ({"size": {"shortest_edge": 48}, "crop_size": {"height": 48, "width": 48}}, (200, 100), (50, 0, 150, 100)),
+        (
+            {"size": {"shortest_edge": 64}, "crop_size": {"height": 48, "width": 48}},
+            (300, 400),
+            (37.5, 87.5, 262.5, 312.5),
+        ),
+    ],
+    ids=["squashed", "cropped", "cropped more"],
+)
+def test_the_part_that_is_seen_is_found(tiny_processor, options, size, seen):
+    tiny_processor.image_processor = BitImageProcessorPil(**options, do_convert_rgb=True)
+    view = find_view(tiny_processor, Image.new("RGB", size))
+    assert view.box == pytest.approx(seen, abs=0.01 * max(size))
+    assert view.to_pixels([0.0, 0.0, 1.0, 1.0]) == pytest.approx(view.box)
+    inside = (120, 140, 140, 160) if size == (300, 400) else (90, 20, 140, 70)
+    assert view.to_pixels(view.to_parts([inside])[0].tolist()) == pytest.approx(inside, abs=1e-3)
