@@ -12,6 +12,8 @@ VERBS = {
     "push": "Push a captioner to the Hub.",
     "card": "Write the model card of a captioner.",
     "score": "Score captions in a COCO results file.",
+    "index": "Index photographs, to find them by a sentence.",
+    "search": "Find photographs of an index by a sentence or by a picture.",
 }
 DESCRIPTION = "Image captioning with a CNN and an RNN. `cnnrnn VERB --help` lists the options of a verb."
 

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import datasets
 import pytest
 from PIL import Image
+from support.command import cnnrnn
 from support.paths import ROOT
 
 from modeling_cnnrnn import pipeline
@@ -25,16 +26,6 @@ from modeling_cnnrnn.metrics import caption_metrics
 
 DATASET = ("caption", "--dataset_name", "photographs")
 COMMANDS = [*((verb,) for verb in VERBS), DATASET]
-
-
-def cnnrnn(*words: object) -> int:
-    """`cnnrnn words...` in this process; returns its exit status, and prints the message that Python would print."""
-    with pytest.raises(SystemExit) as stop:
-        app([str(word) for word in words], prog_name="cnnrnn")
-    if isinstance(stop.value.code, str):
-        print(stop.value.code, file=sys.stderr)
-        return 1
-    return stop.value.code or 0
 
 
 def option_classes(words, monkeypatch) -> list[type]:
@@ -201,7 +192,7 @@ def test_help_shows_every_option_with_its_sentence(words, monkeypatch, capsys):
 def test_help_names_the_verbs(capsys):
     assert cnnrnn("--help") == 0
     shown = capsys.readouterr().out
-    assert all(f"{verb} " in shown for verb in ("caption", "train", "evaluate", "push", "card", "score"))
+    assert all(f"{verb} " in shown for verb in VERBS)
 
 
 @pytest.mark.parametrize("words", [["--help"], *([*words, "--help"] for words in COMMANDS)], ids=" ".join)
@@ -295,6 +286,8 @@ def test_an_error_of_the_program_is_not_called_a_mistake():
         (("push",), "Stopped."),
         (("card",), "Stopped."),
         (("score",), "Stopped."),
+        (("search",), "Stopped."),
+        (("index",), "Stopped. Run the same command again to resume."),
         (("train",), "Stopped. Run the same command with --resume_from_checkpoint latest to resume."),
         (DATASET, "Stopped. Run the same command again to resume."),
     ],
