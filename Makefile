@@ -9,7 +9,7 @@ SOURCES := modeling_cnnrnn examples tests
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo test test-fast test-oldest test-slow test-java test-space fuzz benchmark-metrics benchmark-training card quality style clean
+.PHONY: help install demo test test-fast test-oldest test-slow test-java test-space fuzz benchmark-alignment benchmark-metrics benchmark-training card quality style clean
 
 help:  ## What this file can do
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 20
@@ -57,6 +57,9 @@ test-space: install  ## The Space's page in Chromium
 FUZZ ?=
 fuzz: install  ## Load thousands of damaged pictures and model folders; FUZZ="--num_folders 10000 --seed 1" for more
 	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m fuzz $(FUZZ)
+
+benchmark-alignment: install  ## Speed of the scores of images and sentences beside a double loop
+	OMP_NUM_THREADS=1 $(BIN)/python examples/benchmarks/benchmark_alignment.py
 
 benchmark-metrics: install  ## Speed of the metrics beside pycocoevalcap's
 	$(BIN)/pip install --quiet -c $(CONSTRAINTS) -e '.[java]'

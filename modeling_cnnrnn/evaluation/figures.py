@@ -93,6 +93,53 @@ def save_region_figure(
         plt.close(figure)
 
 
+def save_alignment_figure(
+    path: str | os.PathLike,
+    image: Image.Image,
+    snippets: Sequence[tuple[Sequence[float], str, float]],
+    size: float = 6.0,
+) -> None:
+    """
+    Draw a picture with the boxes of the snippets of a sentence, and the sentence below it, its words in the colours of the boxes.
+
+    The layout is that of figure 5 of Deep Visual-Semantic Alignments (https://arxiv.org/abs/1412.2306). Words of the whole
+    picture are grey.
+
+    Args:
+        path: the PNG file.
+        image: the upright picture.
+        snippets: `[(box, text, score)]` in the order of the sentence, as `CnnRnnForImageTextRetrieval.align` returns them.
+        size: longer side of the picture in the figure, in inches.
+    """
+    scale = size / max(image.size)
+    width, height = image.width * scale, image.height * scale
+    whole = (0, 0, image.width, image.height)
+    named = dict.fromkeys(tuple(box) for box, _, _ in snippets if tuple(box) != whole)
+    colors: dict[tuple, Any] = {box: plt.get_cmap("tab10")(number % 10) for number, box in enumerate(named)}
+    colors[whole] = "0.45"
+    with plain_text(text for _, text, _ in snippets), atomic_path(path) as partial:
+        figure = plt.figure(figsize=(width, height))
+        axis = figure.add_axes((0, 0, 1, 1))
+        axis.imshow(image)
+        axis.axis("off")
+        for left, top, right, bottom in named:
+            edge = colors[left, top, right, bottom]
+            axis.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=edge, linewidth=2))
+        x, y = 0.0, -0.32  # of the next snippet, in inches
+        for box, text, score in snippets:
+            for part in (*text.split(), f"({score:.2f})"):
+                is_score = part.startswith("(")
+                color, font = colors[tuple(box)], 8 if is_score else 12
+                word = figure.text(x / width, y / height, part, color=color, fontsize=font)
+                length = word.get_window_extent().width / figure.dpi + 0.08
+                if x > 0 and x + length > width:  # the word begins the next line
+                    x, y = 0.0, y - 0.26
+                    word.set_position((x / width, y / height))
+                x += length
+        figure.savefig(partial, dpi=100, bbox_inches="tight", pad_inches=0.05, format="png")
+        plt.close(figure)
+
+
 def _veiled(image: Image.Image, attention: np.ndarray) -> np.ndarray:
     """The pixels of an image, darker where `attention` `(height, width)` is smaller."""
     grid = Image.fromarray(attention / max(float(attention.max()), 1e-12))

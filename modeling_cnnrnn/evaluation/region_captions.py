@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..metrics.pointing import box_iou
 from ..models.image_loading_cnnrnn import load_image
 
 
@@ -108,14 +109,6 @@ def grid_boxes(width: int, height: int, grid_sizes: Sequence[int] = GRID_SIZES) 
         for row in range(size)
         for column in range(size)
     ]
-
-
-def box_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Compute intersection over union of boxes `(N, 4)` and `(M, 4)` with each other, `(N, M)`."""
-    sides = np.minimum(boxes[:, None, 2:], others[:, 2:]) - np.maximum(boxes[:, None, :2], others[:, :2])
-    intersection = sides.clip(min=0).prod(axis=-1)
-    areas, other_areas = ((array[:, 2:] - array[:, :2]).prod(axis=-1) for array in (boxes, others))
-    return intersection / (areas[:, None] + other_areas - intersection)
 
 
 def non_maximum_suppression(boxes: np.ndarray, scores: np.ndarray, iou_threshold: float) -> list[int]:

@@ -7,6 +7,7 @@ Only NumPy and safetensors are needed; METEOR and SPICE run pycocoevalcap's Java
 from .cider import CiderD, DocumentFrequency, cut_after_eos
 from .diversity import caption_health
 from .perplexity import perplexity
+from .pointing import overlap_hits, pointing_hits
 from .ptb_tokenizer import ptb_tokenize
 from .retrieval import retrieval_metrics
 from .scores import CaptionScores, caption_metrics, group_by_image
@@ -21,7 +22,9 @@ __all__ = [
     "caption_metrics",
     "cut_after_eos",
     "group_by_image",
+    "overlap_hits",
     "perplexity",
+    "pointing_hits",
     "ptb_tokenize",
     "retrieval_metrics",
     "tokenize_captions",

@@ -7,11 +7,11 @@ from PIL import Image
 
 from modeling_cnnrnn.evaluation.figures import save_region_figure
 from modeling_cnnrnn.evaluation.region_captions import (
-    box_iou,
     caption_regions,
     grid_boxes,
     non_maximum_suppression,
 )
+from modeling_cnnrnn.metrics.pointing import box_iou
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The benchmark of training: what it compares computes the same, and its floor is no guess."""
+"""The benchmarks of training and of the alignment: what they compare computes the same, and no floor is a guess."""
 
 import re
 import runpy
@@ -56,3 +56,14 @@ def test_the_benchmark_prints_its_ratios(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), *options, "--sections", *sections])
     runpy.run_path(str(SCRIPT), run_name="__main__")
     assert len(re.findall(r"\d+\.\d\dx", capsys.readouterr().out)) == 2 * 3 + 2 + 4 + 1
+
+
+def test_the_benchmark_of_the_alignment_prints_its_ratios(monkeypatch, capsys):
+    sizes = {"num_images": 4, "num_aligned": 5, "num_aligned_regions": 3, "embedding_size": 8, "num_rounds": 1}
+    options = [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
+    script = SCRIPT.with_name("benchmark_alignment.py")
+    monkeypatch.setattr(sys, "argv", [str(script), *options])
+    runpy.run_path(str(script), run_name="__main__")
+    output = capsys.readouterr().out
+    assert len(re.findall(r"\d+\.\dx", output)) == 2
+    assert re.search(r"\d+ sentences a second over 3 regions", output)
