@@ -4,7 +4,7 @@ Write a sentence about each of your images: a folder, files or URLs.
     python examples/caption_images.py --model_name_or_path outputs/shapes --images photographs/ --output captions.csv
 
 The sentences are printed, and written with their file names as CSV, JSONL or Parquet, by the ending of `--output`.
-Files that cannot be read are named, and the rest is done. `cnnrnn caption photographs/` does the same in one call.
+Files that cannot be read, or are not called images, are named, and the rest is done. `cnnrnn caption photographs/` does the same in one call.
 """
 
 import sys
@@ -19,6 +19,7 @@ from modeling_cnnrnn.cli.arguments import parse_arguments
 from modeling_cnnrnn.cli.errors import user_errors
 from modeling_cnnrnn.evaluation.arguments import CaptionImagesArguments, GenerationArguments
 from modeling_cnnrnn.evaluation.image_captions import caption_images, check_table, find_images, write_table
+from modeling_cnnrnn.models.error_messages_cnnrnn import printable
 
 
 def main():
@@ -39,21 +40,23 @@ def main():
     written = caption_images(
         model, processor, sources, args.batch_size, generation.prompt, **generation.generate_kwargs()
     )
-    for item in tqdm(written, desc="Captions", unit="image", total=len(sources), file=sys.stderr):
-        for caption in item.captions:
-            rows.append({"file_name": item.source, "caption": caption})
-            tqdm.write(f"{item.source}: {caption}", file=sys.stdout)
-        if item.error is not None:
-            unreadable.append(item)
+    try:
+        for item in tqdm(written, desc="Captions", unit="image", total=len(sources), file=sys.stderr):
+            for caption in item.captions:
+                rows.append({"file_name": item.name, "caption": caption})
+                tqdm.write(f"{printable(item.name)}: {caption}", file=sys.stdout)
+            if item.error is not None:
+                unreadable.append(item)
 
     # 3. The table, and what could not be read
-    if args.output is not None:
-        write_table(args.output, rows)
-        print(f"{len(rows)} captions of {len(sources) - len(unreadable)} images are in {args.output}")
+    finally:  # what is done is kept, whatever ends the rest
+        if args.output is not None and rows:
+            write_table(args.output, rows)
+            print(f"{len(rows)} captions of {len(sources) - len(unreadable)} images are in {args.output}")
     if unreadable:
         print(f"{len(unreadable)} of {len(sources)} images could not be read:", file=sys.stderr)
         for item in unreadable:
-            print(f"    {item.source}: {item.error}", file=sys.stderr)
+            print(f"    {printable(item.name)}: {item.error}", file=sys.stderr)
     if not rows:
         raise ValueError("None of the images could be read.")
 

@@ -28,6 +28,7 @@ from modeling_cnnrnn.evaluation.captions import evaluate_captioner
 from modeling_cnnrnn.evaluation.processes import create_accelerator
 from modeling_cnnrnn.evaluation.provenance import provenance
 from modeling_cnnrnn.evaluation.results import score_evaluation, write_evaluation
+from modeling_cnnrnn.files import check_writable
 from modeling_cnnrnn.training.features import compute_image_features
 
 
@@ -39,6 +40,7 @@ def main():
     logging.basicConfig(format="%(message)s")
     accelerator = create_accelerator(args.mixed_precision)
     set_seed(args.seed)
+    check_writable(args.output_dir)
 
     # 1. The images and their references
     with accelerator.main_process_first():
@@ -58,6 +60,7 @@ def main():
             features, broken = compute_image_features(model, processor, rows, args.features_cache_dir)
     captions_per_image = max(len(captions) for captions in references)
     dataset = CaptionDataset(rows, processor, captions_per_image, image_features=features, broken=broken)
+    dataset.check(args.split)
     logger.info("%d images of %s, split %s.", len(dataset), args.dataset_name, args.split)
 
     # 4. One pass over the images: the loss, and sentences for each beam size

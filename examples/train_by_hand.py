@@ -96,6 +96,7 @@ def main():
     tokenizer = build_tokenizer(splits["train"]["captions"], min_frequency=args.min_frequency)
     processor = CnnRnnProcessor.from_image_size(args.image_size, tokenizer)
     dataset = CaptionDataset(splits["train"], processor, captions_per_image=5, seed=args.seed)
+    dataset.check("train")
     order = torch.Generator()
     sampler = RandomSampler(dataset, generator=order)
     # with a generator of its own the loader leaves the random numbers of the dropout alone

@@ -167,12 +167,16 @@ def main():
         return {name: value for name, value in scores.items() if value is not None}
 
     lengths = {"max_length": data_args.max_caption_length, "seed": args.seed}
+    train_dataset = CaptionDataset(splits["train"], processor, data_args.captions_per_image, **lengths)
+    eval_dataset = CaptionDataset(splits["validation"], processor, 1, **lengths)
+    train_dataset.check("train")
+    eval_dataset.check("validation")
     trainer = Seq2SeqTrainer(
         model,
         args,
         data_collator=collate,
-        train_dataset=CaptionDataset(splits["train"], processor, data_args.captions_per_image, **lengths),
-        eval_dataset=CaptionDataset(splits["validation"], processor, 1, **lengths),
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
         processing_class=processor,
         compute_metrics=compute_metrics,
     )

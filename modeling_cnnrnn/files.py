@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -102,13 +103,25 @@ def check_writable(folder: str | os.PathLike) -> None:
         OSError: they cannot.
     """
     try:
-        with atomic_path(Path(folder) / ".write_test") as partial:
-            partial.write_bytes(b"test")
-        (Path(folder) / ".write_test").unlink()
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=str(folder)) as file:  # of no name: the processes of a training check at once
+            file.write(b"test")
     except OSError as error:
         raise OSError(
             f"Nothing can be written to '{folder}' ({error.strerror or error}): pass another folder."
         ) from error
+
+
+def check_file_writable(path: str | os.PathLike) -> None:
+    """
+    Make the folder of a file, and find out before the work whether the file can be written.
+
+    Raises:
+        OSError: it cannot.
+    """
+    if Path(path).is_dir():
+        raise IsADirectoryError(f"'{path}' is a folder: pass the name of a file.")
+    check_writable(Path(path).parent)
 
 
 def link_files(source: str | os.PathLike, target: str | os.PathLike) -> None:

@@ -19,7 +19,7 @@ Write sentences about images: files, URLs, and folders with all images below the
 Without --model_name_or_path it is the captioner that comes with the package, flickr8k-mobilenet: trained on photographs
 of Flickr8k, in English, for research and education.
 Standard output has the sentence, and nothing else; for several images `name: sentence` lines. The exit status is 1 if
-an image could not be read. To caption a dataset:
+an image could not be read. Files of a folder that are not called images are named. To caption a dataset:
 
     cnnrnn caption --dataset_name user/photographs --model_name_or_path user/captioner --output_dir outputs/captioned
     cnnrnn caption --dataset_name user/photographs --help
@@ -80,6 +80,7 @@ def caption_files(args: CaptionImagesArguments, generation: GenerationArguments)
     from tqdm.auto import tqdm
 
     from ..evaluation.image_captions import caption_images, check_table, find_images, write_table
+    from ..models.error_messages_cnnrnn import printable
     from ..models.modeling_cnnrnn import CnnRnnForConditionalGeneration
     from ..models.processing_cnnrnn import CnnRnnProcessor
 
@@ -97,15 +98,17 @@ def caption_files(args: CaptionImagesArguments, generation: GenerationArguments)
         model, processor, sources, args.batch_size, generation.prompt, **generation.generate_kwargs()
     )
     is_one = len(sources) == 1
-    for item in tqdm(written, "Captions", len(sources), unit="image", file=sys.stderr, disable=is_one):
-        for caption in item.captions:
-            rows.append({"file_name": item.source, "caption": caption})
-            tqdm.write(caption if is_one else f"{item.source}: {caption}", file=sys.stdout)
-        if item.error is not None:
-            unreadable.append(item)
-            tqdm.write(f"{item.source} could not be read: {item.error}", file=sys.stderr)
-    if args.output is not None:
-        write_table(args.output, rows)
+    try:
+        for item in tqdm(written, "Captions", len(sources), unit="image", file=sys.stderr, disable=is_one):
+            for caption in item.captions:
+                rows.append({"file_name": item.name, "caption": caption})
+                tqdm.write(caption if is_one else f"{printable(item.name)}: {caption}", file=sys.stdout)
+            if item.error is not None:
+                unreadable.append(item)
+                tqdm.write(f"{printable(item.name)} could not be read: {item.error}", file=sys.stderr)
+    finally:  # what is done is kept, whatever ends the rest
+        if args.output is not None and rows:
+            write_table(args.output, rows)
     if args.output is not None or (unreadable and not is_one):
         done = f"{len(sources) - len(unreadable)} of {len(sources)} images are captioned"
         print(f"{done}: {args.output}" if args.output else f"{done}.", file=sys.stderr)

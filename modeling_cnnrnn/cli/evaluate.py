@@ -1,6 +1,9 @@
 """`cnnrnn evaluate`: score a captioner on a dataset."""
 
+import logging
 from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from ..evaluation.arguments import EvaluationArguments
@@ -35,10 +38,6 @@ def evaluate(args: EvaluationArguments) -> None:
         ValueError: the dataset, its split or the captioner does not fit.
         OSError: the dataset or the captioner is not there.
     """
-    import logging
-    from dataclasses import asdict
-    from pathlib import Path
-
     import torch
     from accelerate.utils import set_seed
 
@@ -49,6 +48,7 @@ def evaluate(args: EvaluationArguments) -> None:
     from ..evaluation.processes import create_accelerator
     from ..evaluation.provenance import provenance
     from ..evaluation.results import score_evaluation, write_evaluation
+    from ..files import check_writable
     from ..models.modeling_cnnrnn import CnnRnnForConditionalGeneration
     from ..models.processing_cnnrnn import CnnRnnProcessor
 
@@ -56,6 +56,7 @@ def evaluate(args: EvaluationArguments) -> None:
     logger = logging.getLogger(__name__)
     accelerator = create_accelerator(args.mixed_precision)
     set_seed(args.seed)
+    check_writable(args.output_dir)
 
     with accelerator.main_process_first():
         rows = load_split(args, args.split, args.max_eval_samples)
@@ -68,6 +69,7 @@ def evaluate(args: EvaluationArguments) -> None:
 
     stored = _stored_features(model, processor, rows, args, accelerator) if args.features_cache_dir else {}
     dataset = CaptionDataset(rows, processor, max(map(len, references)), **stored)
+    dataset.check(args.split)
     logger.info("%d images of %s, split %s.", len(dataset), args.dataset_name, args.split)
 
     evaluation = evaluate_captioner(

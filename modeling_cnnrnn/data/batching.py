@@ -1,5 +1,6 @@
 """Make batches for training from a caption dataset: several captions of an image share one encoding of it."""
 
+import logging
 import math
 import random
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,10 @@ from torch.utils.data import Dataset
 
 from ..models.loss_cnnrnn import IGNORE_INDEX
 from ..models.processing_cnnrnn import CnnRnnProcessor, load_image
+from .reporting import left_out, some
 
+
+logger = logging.getLogger(__name__)
 
 # JPEGs are decoded at this many times the needed size, or more. Without the margin, features of a MobileNetV2 have a cosine
 # of 0.95 with those of the whole image, with it 0.993; saving a JPEG at quality 75 in place of 90 gives 0.996.
@@ -41,6 +45,10 @@ class CaptionDataset(Dataset):
         draft: decode a JPEG that is three or more times as large as the processor needs at a half, a quarter or an
             eighth of its size (PIL's draft mode): faster, and close to plain decoding, but not equal to it.
         seed: seed of all random choices.
+
+    Attributes:
+        cut: the image of each caption that is longer than `max_length`.
+        unlearnable: the image of each caption without a known word, which is left out.
 
     Raises:
         ValueError: `image_features` and `dataset` differ in length; `preload` with `augmentation` or `image_features`.
@@ -79,18 +87,60 @@ class CaptionDataset(Dataset):
         self.needed_side = needed_side(processor.image_processor, augmentation) if draft else None
         self.seed = seed
         self.epoch = 0
-        captions: list[list[str]] = dataset["captions"][:]
-        labels = iter(processor.encode_captions([caption for row in captions for caption in row], max_length))
-        self.labels = [[next(labels) for _ in row] for row in captions]
-        # a caption of unknown words teaches only to write <unk>
-        unlearnable = {processor.tokenizer.unk_token_id, processor.tokenizer.eos_token_id}
-        self.num_captions_left_out = sum(unlearnable.issuperset(caption) for row in self.labels for caption in row)
-        self.labels = [[caption for caption in row if not unlearnable.issuperset(caption)] for row in self.labels]
+        self.max_length = max_length
+        self.cut: list[str] = []
+        self.unlearnable: list[str] = []
+        self.labels = self._encode(dataset["captions"][:])
         self.pixel_values = None
         if preload:
             examples = [self[index] for index in range(len(self))]
             self.broken |= {index: example["error"] for index, example in enumerate(examples) if "error" in example}
             self.pixel_values = [example["pixel_values"] for example in examples]
+
+    def _encode(self, captions: list[list[str]]) -> list[list[list[int]]]:
+        """Make the labels of each image, and note the captions that are cut or left out."""
+        tokenizer = self.processor.tokenizer
+        whole = iter(self.processor.encode_captions([caption for row in captions for caption in row]))
+        # a caption of unknown words teaches only to write <unk>
+        unknown = {tokenizer.unk_token_id, tokenizer.eos_token_id}
+        labels: list[list[list[int]]] = []
+        for image_id, row in zip(self.image_ids, captions, strict=True):
+            labels.append([])
+            for ids in (next(whole) for _ in row):
+                if unknown.issuperset(ids):
+                    self.unlearnable.append(image_id)
+                    continue
+                if len(ids) > self.max_length:
+                    self.cut.append(image_id)
+                    ids = [*ids[: self.max_length - 1], tokenizer.eos_token_id]
+                labels[-1].append(ids)
+        return labels
+
+    def check(self, split: str, remedy: str = "") -> None:
+        """
+        Count and name the captions that are cut or left out, and find out before the work whether there is an image.
+
+        Args:
+            split: what the dataset is called.
+            remedy: what keeps captions whole.
+
+        Raises:
+            ValueError: none of the images can be read.
+        """
+        left_out(split, "captions without a known word, of", self.unlearnable)
+        if self.cut:
+            logger.warning(
+                "Cut in %s: captions of more than %d tokens (%d): of %s%s.",
+                split,
+                self.max_length,
+                len(self.cut),
+                some(list(dict.fromkeys(self.cut))),
+                remedy,
+            )
+        reasons = (self[index].get("error") for index in range(len(self)))
+        reason = next(reasons, "there is none")
+        if reason is not None and all(reasons):
+            raise ValueError(f"None of the {len(self)} images of {split} can be read: {reason}")
 
     def __len__(self) -> int:
         return len(self.image_ids)

@@ -1,7 +1,10 @@
 """Caption image files: find them, generate sentences batch by batch, write a table."""
 
+import csv
 import json
+import logging
 import os
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,14 +13,17 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ..files import atomic_path, write_text
+from ..files import atomic_path, check_file_writable, write_text
+from ..models.error_messages_cnnrnn import shown
 from ..models.image_files_cnnrnn import CAMERA_RAW_SUFFIXES
 from ..models.image_loading_cnnrnn import load_image
 
 
+logger = logging.getLogger(__name__)
+
 FORMATS = (".csv", ".jsonl", ".parquet")
 # pictures of phones and cameras, of which PIL does not know before it has a plugin, or never
-OTHER_SUFFIXES = CAMERA_RAW_SUFFIXES | {".heic", ".heif", ".hif"}
+OTHER_SUFFIXES = CAMERA_RAW_SUFFIXES | {".heic", ".heif", ".hif", ".avif", ".jxl"}
 
 
 @dataclass
@@ -35,10 +41,15 @@ class ImageCaptions:
     captions: list[str] = field(default_factory=list)
     error: str | None = None
 
+    @property
+    def name(self) -> str:
+        """The file or URL as a text that can be written: bytes of a name that are not UTF-8 become `\\xe9`."""
+        return os.fsencode(self.source).decode("utf-8", "backslashreplace")
+
 
 def find_images(sources: Sequence[str]) -> list[str]:
     """
-    List files and URLs, and the images below each folder, in order.
+    List files and URLs, and the images below each folder, in order; other files of a folder are counted and named.
 
     Raises:
         ValueError: there is no image in a folder.
@@ -49,27 +60,47 @@ def find_images(sources: Sequence[str]) -> list[str]:
         if source.startswith(("http://", "https://")):
             found.append(source)
         elif os.path.isdir(source):
-            inside = images_below(source)
+            inside, others = _files_below(source)
             if not inside:
                 raise ValueError(
-                    f"`images` names the folder '{source}', which has no image in it: pass another folder."
+                    f"`images` names the folder {shown(source)}, which has no image in it: pass another folder."
+                )
+            if others:
+                names = ", ".join(shown(os.path.relpath(path, source)) for path in others[:10])
+                more = f" and {len(others) - 10} more" if len(others) > 10 else ""
+                logger.warning(
+                    "Passed over in %s: files that are not called images (%d): %s%s.",
+                    shown(source),
+                    len(others),
+                    names,
+                    more,
                 )
             found += inside
         elif os.path.exists(source):
             found.append(source)
         else:
-            raise FileNotFoundError(f"`images` names '{source}', which does not exist: pass a file, a folder or a URL.")
+            raise FileNotFoundError(
+                f"`images` names {shown(source)}, which does not exist: pass a file, a folder or a URL."
+            )
     return found
 
 
 def images_below(folder: str | Path) -> list[str]:
     """List the files of a folder that are called like images, in order, without hidden ones and those in hidden folders."""
+    return _files_below(folder)[0]
+
+
+def _files_below(folder: str | Path) -> tuple[list[str], list[str]]:
+    """List the files below a folder that are called like images, and the others; hidden ones are in neither list."""
     endings = {*Image.registered_extensions(), *OTHER_SUFFIXES}
-    found: list[Path] = []
+    images: list[Path] = []
+    others: list[Path] = []
     for place, folders, names in os.walk(str(folder)):
         folders[:] = [name for name in folders if name[0] != "."]
-        found += [Path(place, name) for name in names if name[0] != "." and Path(name).suffix.lower() in endings]
-    return list(map(str, sorted(found)))
+        for name in names:
+            if name[0] != ".":
+                (images if Path(name).suffix.lower() in endings else others).append(Path(place, name))
+    return list(map(str, sorted(images))), list(map(str, sorted(others)))
 
 
 @torch.inference_mode()
@@ -93,22 +124,32 @@ def caption_images(
         generate_kwargs: arguments of `generate`, such as `num_beams`.
 
     Returns:
-        An iterator with one item for each source; an image that cannot be read has an error in place of sentences.
+        An iterator with one item for each source; an image that cannot be read or processed has an error in place of
+        sentences.
+
+    Raises:
+        ValueError: `batch_size` is less than 1.
     """
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` is {batch_size}: pass 1 or more.")
+    prompts = dict(processor(text=[prompt], return_tensors="pt")) if prompt else {}
     for start in range(0, len(sources), batch_size):
         batch = [ImageCaptions(source) for source in sources[start : start + batch_size]]
-        images = []
+        # a processor that does not crop leaves images of different sizes, which are no batch
+        by_shape: dict[torch.Size, list[tuple[ImageCaptions, torch.Tensor]]] = defaultdict(list)
         for item in batch:
             try:
-                images.append(load_image(item.source))
+                pixel_values = processor(images=load_image(item.source), return_tensors="pt")["pixel_values"]
+                by_shape[pixel_values.shape].append((item, pixel_values))
             except (OSError, ValueError) as error:
                 item.error = " ".join(str(error).split())
-        if images:
-            inputs = processor(images=images, text=prompt or None, return_tensors="pt").to(model.device)
-            inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+        for group in by_shape.values():
+            inputs = {"pixel_values": torch.cat([pixel_values for _, pixel_values in group]).to(model.dtype)}
+            inputs |= {name: tensor.expand(len(group), -1) for name, tensor in prompts.items()}
+            inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
             texts = processor.batch_decode(model.generate(**inputs, **generate_kwargs), skip_special_tokens=True)
-            each = len(texts) // len(images)
-            for index, item in enumerate(item for item in batch if item.error is None):
+            each = len(texts) // len(group)
+            for index, (item, _) in enumerate(group):
                 item.captions = texts[index * each : (index + 1) * each]
         yield from batch
 
@@ -123,24 +164,31 @@ def write_table(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
     path = check_table(path)
     if path.suffix == ".jsonl":
         write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        return
-    import pandas
+    elif path.suffix == ".csv":
+        with atomic_path(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+            table = csv.DictWriter(file, list(rows[0]) if rows else [], lineterminator="\n")
+            table.writeheader()
+            table.writerows(rows)
+    else:
+        import pyarrow
+        import pyarrow.parquet
 
-    table = pandas.DataFrame(rows)
-    with atomic_path(path) as partial:
-        if path.suffix == ".csv":
-            table.to_csv(partial, index=False)
-        else:
-            table.to_parquet(partial, index=False)
+        with atomic_path(path) as partial:
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), partial)
 
 
 def check_table(path: str | Path) -> Path:
     """
-    Check the ending of a table's path.
+    Check before the work that a table can be written.
 
     Raises:
-        ValueError: it is none of a table's.
+        ValueError: the ending of the path is none of a table's.
+        OSError: the file cannot be written.
+        ImportError: Parquet needs a library that is not installed.
     """
     if Path(path).suffix not in FORMATS:
-        raise ValueError(f"`output` is '{path}': pass a file that ends in {', '.join(FORMATS)}.")
+        raise ValueError(f"`output` is {shown(path)}: pass a file that ends in {', '.join(FORMATS)}.")
+    if Path(path).suffix == ".parquet":
+        import pyarrow  # noqa: F401
+    check_file_writable(path)
     return Path(path)

@@ -21,7 +21,7 @@ from huggingface_hub.utils import validate_repo_id
 from jinja2 import Environment, FileSystemLoader
 
 from ..evaluation.results import ATTENTION_FIGURE
-from ..files import whole_folder, write_text
+from ..files import check_writable, whole_folder, write_text
 from .card_facts import PICTURES, copy_pictures, describe_dataset, gather_facts
 from .card_metadata import card_metadata
 from .card_uses import run_uses
@@ -61,11 +61,13 @@ def write_model_card(
 
     Raises:
         FileNotFoundError: there is no captioner.
+        OSError: the folder of the card cannot be written to.
         HFValidationError: `repo_id` is not a valid name on the Hub.
     """
     folder = Path(folder)
     output_dir, repository = (folder if path is None else Path(path) for path in (output_dir, repository))
     _check(repository, repo_id)
+    check_writable(output_dir)
     redaction = Redaction(folder, repo_id)
     facts = gather_facts(folder, repository, redaction)
     facts |= {

@@ -14,7 +14,7 @@ from ..data.columns import listed
 from ..evaluation.arguments import CaptionDatasetArguments, GenerationArguments
 from ..evaluation.dataset_captions import ImageRows, features_of_captions, find_broken
 from ..evaluation.provenance import provenance
-from ..files import write_json, write_text
+from ..files import check_writable, write_json, write_text
 
 
 logger = logging.getLogger(__name__)
@@ -26,12 +26,14 @@ def check_dataset_options(args: CaptionDatasetArguments, generation: GenerationA
 
     Raises:
         ValueError: there is no token to push with, or a number is below 1.
+        OSError: the output folder cannot be written to.
     """
     if args.push_to_hub and get_token() is None:
         raise ValueError("`push_to_hub` needs a token of the Hub: run `hf auth login`, or set HF_TOKEN.")
     for name, value in {**asdict(args), **asdict(generation)}.items():
         if name in ("rows_per_part", "per_device_eval_batch_size", "num_return_sequences") and value < 1:
             raise ValueError(f"`{name}` is {value}: pass 1 or more.")
+    check_writable(args.output_dir)
 
 
 def finish_dataset(

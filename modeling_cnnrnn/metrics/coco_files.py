@@ -6,7 +6,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from ..files import write_json
+from ..files import check_file_writable, write_json
 from .diversity import caption_health
 from .scores import CaptionScores, caption_metrics, group_by_image, show
 
@@ -38,8 +38,11 @@ def score_files(
 
     Raises:
         ValueError: a file is missing or not in COCO's format, or the images differ.
+        OSError: the output cannot be written.
         TypeError: a caption is not a string.
     """
+    output = output or results.with_name(f"{results.stem}_scores.json")
+    check_file_writable(output)
     captions_of = read_references(references)
     predictions = read_results(results, captions_of)
     if subset:
@@ -54,7 +57,6 @@ def score_files(
     if training_captions is not None:
         training = chain.from_iterable(read_references(training_captions).values())
     health = caption_health(list(predictions.values()), training)
-    output = output or results.with_name(f"{results.stem}_scores.json")
     write_scores(output, scores, health, predictions)
     health_table = "\n".join(f"{name:12}{value:10.4g}" for name, value in health.items())
     return f"{len(predictions)} images\n\n{scores}\n\n{health_table}\n\nwritten to {output}"

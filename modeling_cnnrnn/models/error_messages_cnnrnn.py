@@ -23,7 +23,7 @@ def shown(value: Any, limit: int = MAX_SHOWN) -> str:
         reason = value.strerror if isinstance(value, OSError) and value.strerror else str(value)
         # the first line says what happened; repr shows what a terminal would obey
         text = " ".join(_ends(str(reason or type(value).__name__), limit).split())
-        return _cut("".join(c if c.isprintable() else repr(c)[1:-1] for c in text), limit)
+        return _cut(printable(text), limit)
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     if isinstance(value, str):
@@ -32,7 +32,12 @@ def shown(value: Any, limit: int = MAX_SHOWN) -> str:
         text = repr(value)
     except Exception:
         text = f"a {type(value).__name__}"
-    return _cut("".join(c if c.isprintable() else repr(c)[1:-1] for c in _ends(text, limit)), limit)
+    return _cut(printable(_ends(text, limit)), limit)
+
+
+def printable(text: str) -> str:
+    """Write control, escape and direction characters as `\\x1b`, and bytes that are not UTF-8 as `\\udce9`."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _ends(text: str, limit: int) -> str:
@@ -47,4 +52,4 @@ def _cut(text: str, limit: int) -> str:
     return text[:start] + "..." + text[len(text) - (limit - 3 - start) :]
 
 
-__all__ = ["shown"]
+__all__ = ["printable", "shown"]

@@ -1,10 +1,12 @@
 """Generation: how `generate` treats a captioner, where a sentence ends, and how probable it is."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from transformers import GenerationMixin
+from transformers import GenerationMixin, StoppingCriteria, StoppingCriteriaList
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 
@@ -42,6 +44,27 @@ class SentenceScores(ModelOutput):
     attentions: torch.Tensor | None = None
 
 
+class StopStrings(StoppingCriteria):
+    """
+    End a sentence with the token that completes one of some texts.
+
+    transformers' own criterion looks for the spelling of each token, which the decoder of a word-level tokenizer, with its
+    spaces, does not let it find; this one decodes the sentences.
+    """
+
+    def __init__(self, stop_strings: str | Sequence[str], tokenizer: Any):
+        self.stop_strings = [stop_strings] if isinstance(stop_strings, str) else list(stop_strings)
+        self.tokenizer = tokenizer
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor | None, **kwargs: Any) -> torch.Tensor:
+        # texts of the prompt were there before
+        before, now = (
+            self.tokenizer.batch_decode(ids, skip_special_tokens=True) for ids in (input_ids[:, :-1], input_ids)
+        )
+        is_done = [any(b.count(s) < n.count(s) for s in self.stop_strings) for b, n in zip(before, now, strict=True)]
+        return torch.tensor(is_done, device=input_ids.device)
+
+
 class CnnRnnGenerationMixin(GenerationMixin):
     """`generate` of a captioner: images or their features in, a recurrent state as the cache, prompts of a tokenizer."""
 
@@ -56,6 +79,15 @@ class CnnRnnGenerationMixin(GenerationMixin):
                 f"`num_beams` is {generation_config.num_beams} but the vocabulary has {self.config.vocab_size} words: "
                 "pass fewer beams."
             )
+
+    def _get_stopping_criteria(self, generation_config, stopping_criteria, tokenizer=None, **kwargs):
+        strings = generation_config.stop_strings
+        if strings is not None and tokenizer is not None:
+            generation_config = copy.copy(generation_config)
+            generation_config.stop_strings = None
+            own = StopStrings(strings, tokenizer)
+            stopping_criteria = StoppingCriteriaList([*(stopping_criteria or ()), own])
+        return super()._get_stopping_criteria(generation_config, stopping_criteria, tokenizer=tokenizer, **kwargs)
 
     def _prepare_generated_length(self, generation_config, has_default_max_length, **kwargs):
         # `max_new_tokens` of the caller replaces the `max_length` that is only this model's default, without a warning

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..data.batching import CaptionDataset, collate_captions, load_stored_image
+from ..data.reporting import left_out
 from ..evaluation.captions import GeneratedCaption, evaluate_captioner, score_captions
 from ..models.loss_cnnrnn import IGNORE_INDEX
 from ..models.modeling_cnnrnn import CnnRnnForConditionalGeneration
@@ -81,6 +82,7 @@ class CaptionTrainer(Trainer):
         self.eval_dataset, self.references, self.checker = eval_dataset, references, checker
         self.model_args, self.stage_args = model_args, stage_args
         self.captions: list[GeneratedCaption] = []
+        self.train_ids = {*train_dataset.image_ids}
         encoder_step = switch_step(
             "unfreeze_encoder",
             stage_args.unfreeze_encoder_after_epochs,
@@ -211,6 +213,7 @@ class CaptionTrainer(Trainer):
                 self.args.dataloader_num_workers,
                 [{"num_beams": self.model_args.num_beams}],
             )
+        self._note_broken(evaluation.broken)
         # Each evaluation moves the random state on by three draws, whatever it draws itself. The published results of the
         # recipes were made with that state: without these draws a seed would give other ones.
         for _ in range(3):
@@ -220,6 +223,15 @@ class CaptionTrainer(Trainer):
         for caption in self.captions[:3]:
             logger.info("    %s: %s", self.eval_dataset.image_ids[caption.row], caption.caption)
         return {"loss": evaluation.loss, **scores}
+
+    def _note_broken(self, broken: Mapping[int, str]) -> None:
+        """Count and name, once, the images to evaluate on that cannot be read: the scores are those of the others."""
+        ids = self.eval_dataset.image_ids
+        # an image to train on may have the same name in another folder
+        names = {row: f"{ids[row]} (validation)" if ids[row] in self.train_ids else ids[row] for row in broken}
+        new = [name for name in names.values() if name not in self.state.broken_images]
+        left_out("the scores", "images to evaluate on that cannot be read", new)
+        self.state.broken_images |= {names[row]: reason for row, reason in broken.items()}
 
     def draw(self) -> None:
         """Draw some captions below their images, and send the sheet to the trackers."""

@@ -222,7 +222,8 @@ def build_datasets(
     With `cache_image_features` the CNN is run here, or its stored features are read.
 
     Raises:
-        ValueError: several views of the images are stored without an augmentation that tells them apart.
+        ValueError: several views of the images are stored without an augmentation that tells them apart, or none of the
+            images of a split can be read.
     """
     augmentation = None
     if data_args.random_crop or data_args.flip_probability > 0:
@@ -246,8 +247,8 @@ def build_datasets(
     )
     most_captions = max(len(captions) for captions in eval_rows["captions"][:])
     eval_dataset = CaptionDataset(eval_rows, processor, most_captions, **eval_features, **common)
-    if train_dataset.num_captions_left_out:
-        logger.warning("%d captions without a known word are left out.", train_dataset.num_captions_left_out)
+    for split, dataset in ((data_args.train_split, train_dataset), (data_args.validation_split, eval_dataset)):
+        dataset.check(split, "; pass a larger --max_caption_length to keep them whole")
     return train_dataset, eval_dataset
 
 

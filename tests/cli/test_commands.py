@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from PIL import Image
 from support.command import cnnrnn
 from support.paths import ROOT
 
-from modeling_cnnrnn import pipeline
+from modeling_cnnrnn import CnnRnnForConditionalGeneration, pipeline
 from modeling_cnnrnn.cli import errors
 from modeling_cnnrnn.cli.main import VERBS, app
 from modeling_cnnrnn.data.shapes.drawing import build_shapes
@@ -98,6 +99,55 @@ def test_sentences_are_written_as_a_table(captioner, photographs, sentence, tmp_
     rows = [json.loads(line) for line in table.read_text().splitlines()]
     assert rows == [{"file_name": str(path), "caption": sentence(path)} for path in words[:2]]
     assert str(table) not in capfd.readouterr().out
+
+
+def test_names_of_files_neither_command_a_terminal_nor_lose_the_table(captioner, photographs, tmp_path, capfd):
+    (photographs / "a.png").rename(photographs / "a\x1b[31m.png")
+    (photographs / "c.png").rename(os.fsdecode(os.fsencode(photographs) + b"/caf\xe9.png"))
+    table = tmp_path / "captions.csv"
+    assert cnnrnn("caption", photographs, "--model_name_or_path", captioner, "--output", table) == 1
+    printed = capfd.readouterr()
+    assert "\x1b[31m" not in printed.out + printed.err
+    assert "a\\x1b[31m.png: " in printed.out
+    assert "caf\\xe9.png: " in printed.out
+    assert len(table.read_text(encoding="utf-8").splitlines()) == 3
+
+
+def test_what_is_captioned_before_an_interruption_is_written(captioner, photographs, tmp_path, monkeypatch, capfd):
+    generate = CnnRnnForConditionalGeneration.generate
+    calls: list[int] = []
+
+    def stop_at_the_second_batch(self, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return generate(self, **kwargs)
+
+    monkeypatch.setattr(CnnRnnForConditionalGeneration, "generate", stop_at_the_second_batch)
+    table = tmp_path / "captions.jsonl"
+    words = ["--model_name_or_path", captioner, "--output", table, "--batch_size", 1]
+    assert cnnrnn("caption", photographs, *words) == 1
+    (row,) = [json.loads(line) for line in table.read_text().splitlines()]
+    assert row["file_name"] == str(photographs / "a.png")
+    assert capfd.readouterr().err.endswith("Stopped.\n")
+
+
+@pytest.mark.parametrize("verb", ["caption", "dataset", "evaluate", "train", "score", "card"])
+def test_an_output_that_cannot_be_written_is_found_before_anything_is_read(verb, captioner, tmp_path, capfd):
+    (tmp_path / "file").touch()
+    output = tmp_path / "file" / "new"
+    words: list[object] = {
+        "caption": ["caption", "nowhere.jpg", "--output", output / "captions.csv"],
+        "dataset": ["caption", "--dataset_name", "nowhere/at/all", "--output_dir", output],
+        "evaluate": ["evaluate", "--dataset_name", "nowhere/at/all", "--output_dir", output],
+        "train": ["train", "--dataset_name", "nowhere/at/all", "--output_dir", output],
+        "score": ["score", "--results", "nowhere.json", "--references", "nowhere.json", "--output", output / "s.json"],
+        "card": ["card", "--output_dir", output],
+    }[verb]
+    if verb not in ("train", "score"):
+        words += ["--model_name_or_path", captioner if verb == "card" else "nowhere"]
+    assert cnnrnn(*words) == 1
+    assert f"Error: Nothing can be written to '{output}'" in capfd.readouterr().err
 
 
 def test_a_dataset_becomes_one_with_sentences(captioner, photographs, sentence, tmp_path, monkeypatch, capfd):

@@ -2,6 +2,7 @@
 
 import random
 
+import pytest
 import torch
 from PIL import Image
 from support.broken_images import with_broken
@@ -31,11 +32,31 @@ def test_long_captions_are_cut_and_still_end(pictures, processor):
     assert all(len(caption) <= 4 and caption[-1] == 2 for caption in dataset[0]["labels"])
 
 
-def test_captions_without_a_known_word_are_left_out_and_counted(pictures, processor):
-    pictures = pictures.map(lambda row: {"captions": ["xyzzy", *row["captions"][:1]]})
-    dataset = CaptionDataset(pictures, processor)
+def test_captions_without_a_known_word_are_left_out_and_named(pictures, processor, caplog):
+    rows = pictures.map(lambda row: {"captions": ["xyzzy", *row["captions"][:1]]})
+    dataset = CaptionDataset(rows, processor)
     assert len(dataset[0]["labels"]) == 1
-    assert dataset.num_captions_left_out == len(pictures)
+    dataset.check("train")
+    first = rows["image_id"][0]
+    assert f"Left out of train: captions without a known word, of ({len(rows)}): `{first}`" in caplog.text
+
+
+def test_captions_that_are_cut_are_counted_and_their_images_named(pictures, processor, caplog):
+    rows = pictures.select(range(3)).map(lambda row: {"captions": ["a red circle"]})
+    long = ["a red circle above a blue square", "a blue square below a red circle"]
+    rows = rows.map(lambda row, index: {"captions": long if index == 1 else row["captions"]}, with_indices=True)
+    CaptionDataset(rows, processor, max_length=8).check("train")
+    assert caplog.text == ""  # seven words and the end
+    CaptionDataset(rows, processor, max_length=7).check("train", "; pass more")
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said == f"Cut in train: captions of more than 7 tokens (2): of `{rows['image_id'][1]}`; pass more."
+
+
+def test_images_none_of_which_can_be_read_are_refused_before_the_work(pictures, processor):
+    rows = with_broken(pictures.select(range(2)), 0)
+    CaptionDataset(rows, processor).check("train")
+    with pytest.raises(ValueError, match=r"^None of the 1 images of train can be read: .* is not an image"):
+        CaptionDataset(rows.select([0]), processor).check("train")
 
 
 def test_what_is_drawn_depends_on_seed_epoch_and_row_alone(pictures, processor):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from support.example_scripts import run
 from support.tiny_training import TINY, losses, weights
 
@@ -183,6 +184,25 @@ def test_weights_that_are_not_finite_are_not_saved(copy, pictures, monkeypatch):
     assert sorted(path.name for path in copy.glob("checkpoint-*")) == ["checkpoint-2"]
     assert (copy / "checkpoint-2" / "model.safetensors").read_bytes() == good
     assert (copy / "best" / "model.safetensors").read_bytes() == kept
+
+
+def test_broken_images_of_both_splits_are_counted_and_cut_captions_said(tmp_path, caplog):
+    for split in ("train", "validation"):
+        (tmp_path / split).mkdir()
+        for number in range(4):
+            Image.new("RGB", (32, 32), (number * 60, 90, 30)).save(tmp_path / split / f"{number}.png")
+            (tmp_path / split / f"{number}.txt").write_text("a red ball lies on a white table", encoding="utf-8")
+        broken = tmp_path / split / "1.png"
+        broken.write_bytes(broken.read_bytes()[:60])
+    options = OPTIONS | {"max_train_steps": 1, "save_steps": 1, "max_caption_length": 6}
+    with caplog.at_level(logging.WARNING):
+        run("train_captioner", dataset_name=tmp_path, output_dir=tmp_path / "out", **options)
+    results = json.loads((tmp_path / "out" / "training_results.json").read_text())
+    assert sorted(results["broken_images"]) == ["1.png", "1.png (validation)"]
+    assert "Left out of the scores: images to evaluate on that cannot be read (1): `1.png (validation)`." in caplog.text
+    for split in ("train", "validation"):
+        assert f"Cut in {split}: captions of more than 6 tokens (4): of " in caplog.text
+    assert "pass a larger --max_caption_length" in caplog.text
 
 
 def test_an_output_folder_that_cannot_be_written_is_found_first(pictures, tmp_path):

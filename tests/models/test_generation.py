@@ -411,6 +411,26 @@ def test_sentences_stop_at_the_default_limit_or_at_the_callers(tiny_model, pixel
     assert tiny_model.generate(pixel_values, max_length=7).shape == (3, 7)
 
 
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2, "length_penalty": 9.0}], ids=["greedy", "beams"])
+def test_a_stop_string_ends_a_sentence_where_it_is_complete(model, tiny_processor, pixel_values, options):
+    model.lm_head.bias.data[2] -= 100  # no sentence ends by itself
+    tokenizer = tiny_processor.tokenizer
+    whole = tokenizer.batch_decode(model.generate(pixel_values[:1], max_new_tokens=8), skip_special_tokens=True)[0]
+    stop = " ".join(whole.split()[2:4])
+    words = model.generate(
+        pixel_values[:1], max_new_tokens=8, stop_strings=[stop, "xyzzy"], tokenizer=tokenizer, **options
+    )
+    text = tokenizer.decode(words[0], skip_special_tokens=True)
+    assert text.endswith(stop)
+    assert text.count(stop) == 1
+    if not options:
+        assert whole.startswith(text)
+    # a prompt that holds it is no end
+    prompt = tokenizer([stop], return_tensors="pt", add_special_tokens=False)["input_ids"]
+    told = model.generate(pixel_values[:1], input_ids=prompt, max_new_tokens=3, stop_strings=stop, tokenizer=tokenizer)
+    assert told.shape[1] > prompt.shape[1]
+
+
 def test_assisted_generation_is_refused(tiny_model, pixel_values):
     with pytest.raises(ValueError, match="stateful"):
         tiny_model.generate(pixel_values, assistant_model=tiny_model)
