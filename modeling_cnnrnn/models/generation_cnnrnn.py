@@ -10,6 +10,9 @@ from transformers import GenerationMixin, StoppingCriteria, StoppingCriteriaList
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 
+from .fast_decoding_cnnrnn import Writer, beam_search, can_decode_fast, sample
+from .training_steps_cnnrnn import is_plain
+
 
 def sentence_mask(sequences: torch.Tensor, eos_token_id: int | Sequence[int] | torch.Tensor | None) -> torch.Tensor:
     """
@@ -124,6 +127,40 @@ class CnnRnnGenerationMixin(GenerationMixin):
         return super().prepare_inputs_for_generation(
             input_ids[:, past_length:], past_key_values=past_key_values, **kwargs
         )
+
+    def _fast_writer(self, input_ids, logits_processor, stopping_criteria, generation_config, kwargs) -> Writer | None:
+        """Make what the loops of this package need; `None` where a call or a model asks for transformers' own."""
+        from .modeling_cnnrnn import CnnRnnForConditionalGeneration, CnnRnnModel
+
+        captioner: Any = self
+        if not is_plain(captioner, CnnRnnForConditionalGeneration) or not is_plain(captioner.model, CnnRnnModel):
+            return None
+        if any(callable(getattr(type(self), name, None)) for name in vars(self)):  # a method of this object is replaced
+            return None
+        decoder, lm_head = captioner.model.decoder, captioner.lm_head
+        if not can_decode_fast(decoder, lm_head, logits_processor, stopping_criteria, generation_config, kwargs):
+            return None
+        encoder_outputs = kwargs["encoder_outputs"]
+        return Writer(captioner, input_ids, logits_processor, generation_config, encoder_outputs)
+
+    def _sample(self, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):
+        writer = self._fast_writer(input_ids, logits_processor, stopping_criteria, generation_config, kwargs)
+        if writer is not None:
+            return sample(writer, generation_config)
+        return super()._sample(input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
+
+    def _beam_search(self, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):
+        writer = self._fast_writer(input_ids, logits_processor, stopping_criteria, generation_config, kwargs)
+        if writer is not None:
+            return beam_search(writer, generation_config)
+        outputs = super()._beam_search(input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
+        sequences = outputs.sequences if isinstance(outputs, ModelOutput) else outputs
+        if generation_config._pad_token_tensor is not None:
+            # transformers takes 0 for no padding token, and fills up with the end token
+            words = sequences[:, input_ids.shape[1] :]
+            is_sentence = sentence_mask(words, generation_config._eos_token_tensor)
+            words.masked_fill_(~is_sentence, generation_config._pad_token_tensor)
+        return outputs
 
     def score_sentences(
         self,
