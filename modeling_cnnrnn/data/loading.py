@@ -23,7 +23,7 @@ from .batching import load_stored_image
 from .columns import CaptionColumns, listed, shown
 from .image_files import ImageFiles, OutsideFilesError, files_of_dataset, first_values, is_image_name
 from .reporting import left_out, some
-from .shapes import SCENE
+from .shapes import SCENE, SCENE_BOXES
 from .sources import read_splits, split_names
 
 
@@ -273,7 +273,9 @@ def _standardize(name: str, raw: Mapping[str, Dataset], layout: _Layout) -> dict
 def _standardize_rows(rows: Dataset, split: str, layout: _Layout) -> dict[str, Dataset]:
     """One row per image, in the split that its row names if there is a column of splits."""
     columns = layout.columns
-    kept = [name for name in (SCENE, layout.split_column) if name is not None and name in rows.column_names]
+    kept = [
+        name for name in (SCENE, SCENE_BOXES, layout.split_column) if name is not None and name in rows.column_names
+    ]
     images, ids, problems = None, None, None
     if columns.embedded:
         images = rows.select_columns([columns.image])
@@ -290,7 +292,7 @@ def _standardize_rows(rows: Dataset, split: str, layout: _Layout) -> dict[str, D
     _warn_of_bare(table, split or "the dataset")
     usable = [index for index, captions in enumerate(table["captions"][:]) if captions]
     table = table if len(usable) == len(table) else table.select(usable)
-    names = [*FEATURES, *([SCENE] if SCENE in kept else [])]
+    names = [*FEATURES, *(name for name in (SCENE, SCENE_BOXES) if name in kept)]
     if layout.split_column is None:
         return {split: table.select_columns(names)} if usable else {}
     by_split = defaultdict(list)

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -76,7 +76,7 @@ class CnnRnnProcessor(ProcessorMixin):
     @classmethod
     def from_pretrained(  # type: ignore[override]
         cls, pretrained_model_name_or_path: str | PathLike, **kwargs
-    ) -> "CnnRnnProcessor":
+    ) -> Self:
         """
         Load a processor, see [`~transformers.ProcessorMixin.from_pretrained`], and try it on a picture and a word.
 
@@ -101,7 +101,7 @@ class CnnRnnProcessor(ProcessorMixin):
         return processor
 
     @classmethod
-    def _load(cls, place: str | PathLike, **kwargs) -> "CnnRnnProcessor":
+    def _load(cls, place: str | PathLike, **kwargs) -> Self:
         try:
             return super().from_pretrained(place, **kwargs)
         except httpx.TransportError as error:
@@ -125,7 +125,7 @@ class CnnRnnProcessor(ProcessorMixin):
         tokenizer: PreTrainedTokenizerBase,
         image_size: int | None = None,
         **kwargs,
-    ) -> "CnnRnnProcessor":
+    ) -> Self:
         """
         Combine the image processor of a pretrained CNN with a tokenizer.
 
@@ -163,7 +163,7 @@ class CnnRnnProcessor(ProcessorMixin):
         image_mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
         image_std: Sequence[float] = IMAGENET_DEFAULT_STD,
         resample: Image.Resampling = Image.Resampling.BICUBIC,
-    ) -> "CnnRnnProcessor":
+    ) -> Self:
         """
         Combine an image processor of a given size, for a CNN that is trained from scratch, with a tokenizer.
 

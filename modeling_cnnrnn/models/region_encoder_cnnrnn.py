@@ -62,6 +62,12 @@ class CnnRnnRegionEncoder(CnnRnnImageEncoder):
         self._centers: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
         self.post_init()
 
+    def train(self, mode: bool = True):
+        """Switch the mode as in torch. In training, where the cells look may move with the weights of the CNN."""
+        if mode:
+            self._centers = {}
+        return super().train(mode)
+
     @torch.no_grad()
     def fit_reduction(self, image_features: torch.Tensor):
         """

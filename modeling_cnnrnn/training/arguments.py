@@ -273,35 +273,13 @@ def check_options(
     """
     starts_frozen = model_args.freezes_encoder(stage_args)
     always_frozen = starts_frozen and not stage_args.unfreezes_encoder
-    augments = data_args.random_crop or data_args.flip_probability > 0
     if stage_args.unfreezes_encoder and not starts_frozen:
         raise ValueError("`freeze_encoder` is False, so there is nothing to unfreeze: leave one of the two out.")
-    if data_args.cache_image_features and (
-        not starts_frozen or (augments and data_args.num_feature_views == 1 and always_frozen)
-    ):
-        raise ValueError(
-            "`cache_image_features` needs a frozen CNN, and with augmentation several views of each image "
-            "(--num_feature_views)."
-        )
-    if data_args.preload_images and (augments or data_args.cache_image_features):
-        other = "cache_image_features" if data_args.cache_image_features else "random_crop` or `flip_probability"
-        raise ValueError(f"`preload_images` has no effect with `{other}`: leave one of the two out.")
-    if model_args.encoder_config and model_args.encoder_name_or_path:
-        raise ValueError("`encoder_config` has no effect with `encoder_name_or_path`: leave one of the two out.")
-
-    if model_args.model_name_or_path:
-        architecture = ["encoder_name_or_path", "encoder_config", *model_args.decoder_options()]
-        remedy = "a captioner that is trained further keeps its architecture, vocabulary and image size"
-        _refuse(model_args, architecture, "with `model_name_or_path`", remedy)
-        _refuse(data_args, ["image_size", "min_frequency"], "with `model_name_or_path`", remedy)
-    if not data_args.cache_image_features:
-        names = ["num_feature_views", "features_cache_dir"]
-        _refuse(data_args, names, "without `cache_image_features`", "leave it out, or pass --cache_image_features true")
+    check_shared_options(data_args, model_args, args, model_args.decoder_options(), starts_frozen, always_frozen)
     if always_frozen:
         names = ["unfreeze_encoder_from_layer", "encoder_learning_rate", "encoder_layer_decay"]
         remedy = "leave it out, or pass --unfreeze_encoder_after_epochs, or --freeze_encoder false"
         _refuse(stage_args, names, "while the CNN stays frozen", remedy)
-        _refuse(args, ["gradient_checkpointing"], "while the CNN stays frozen", remedy)
     elif not (model_args.is_pretrained or stage_args.unfreezes_encoder):
         remedy = "all layers of a CNN from scratch are trained"
         _refuse(stage_args, ["unfreeze_encoder_from_layer"], "without a pretrained CNN", remedy)
@@ -315,6 +293,50 @@ def check_options(
         _refuse(
             stage_args, names, "without self-critical training", "leave it out, or pass --self_critical_after_epochs"
         )
+
+
+def check_shared_options(
+    data_args: CaptionDataArguments,
+    model_args: Any,
+    args: TrainingArguments,
+    layer_options: Iterable[str],
+    starts_frozen: bool,
+    stays_frozen: bool,
+) -> None:
+    """
+    Refuse options that have no effect, of those that the trainings of all models have.
+
+    Args:
+        layer_options: names of the options in `model_args` that only a new model has.
+        starts_frozen: whether the CNN is not trained at first.
+        stays_frozen: whether it is never trained.
+
+    Raises:
+        ValueError: names the options and says what to do.
+    """
+    augments = data_args.random_crop or data_args.flip_probability > 0
+    if data_args.cache_image_features and (
+        not starts_frozen or (augments and data_args.num_feature_views == 1 and stays_frozen)
+    ):
+        raise ValueError(
+            "`cache_image_features` needs a frozen CNN, and with augmentation several views of each image "
+            "(--num_feature_views)."
+        )
+    if data_args.preload_images and (augments or data_args.cache_image_features):
+        other = "cache_image_features" if data_args.cache_image_features else "random_crop` or `flip_probability"
+        raise ValueError(f"`preload_images` has no effect with `{other}`: leave one of the two out.")
+    if model_args.encoder_config and model_args.encoder_name_or_path:
+        raise ValueError("`encoder_config` has no effect with `encoder_name_or_path`: leave one of the two out.")
+    if model_args.model_name_or_path:
+        architecture = ["encoder_name_or_path", "encoder_config", *layer_options]
+        remedy = "a model that is trained further keeps its architecture, vocabulary and image size"
+        _refuse(model_args, architecture, "with `model_name_or_path`", remedy)
+        _refuse(data_args, ["image_size", "min_frequency"], "with `model_name_or_path`", remedy)
+    if not data_args.cache_image_features:
+        names = ["num_feature_views", "features_cache_dir"]
+        _refuse(data_args, names, "without `cache_image_features`", "leave it out, or pass --cache_image_features true")
+    if stays_frozen:
+        _refuse(args, ["gradient_checkpointing"], "while the CNN stays frozen", "leave it out")
     if not args.push_to_hub:
         names = [option.name for option in fields(args) if option.name.startswith("hub_")]
         _refuse(args, names, "without `push_to_hub`", "leave it out, or pass --push_to_hub true")

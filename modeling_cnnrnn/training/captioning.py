@@ -23,6 +23,7 @@ from ..data.shapes import scenes_of
 from ..data.shapes.language import checker
 from ..files import check_writable
 from ..hub import push
+from ..models.base_cnnrnn import CnnRnnPreTrainedModel
 from ..models.configuration_cnnrnn import CnnRnnConfig
 from ..models.modeling_cnnrnn import CnnRnnForConditionalGeneration
 from ..models.processing_cnnrnn import CnnRnnProcessor
@@ -208,7 +209,7 @@ def prepare_encoder(
 
 
 def build_datasets(
-    model: CnnRnnForConditionalGeneration,
+    model: CnnRnnPreTrainedModel,
     processor: CnnRnnProcessor,
     train_rows: datasets.Dataset,
     eval_rows: datasets.Dataset,

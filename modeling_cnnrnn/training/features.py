@@ -21,16 +21,17 @@ import datasets
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn.functional import adaptive_avg_pool2d
 from tqdm.auto import tqdm
 
 from ..data.batching import RandomResizedCrop, load_stored_image, needed_side
 from ..files import write_json
-from ..models.modeling_cnnrnn import CnnRnnForConditionalGeneration
+from ..models.base_cnnrnn import CnnRnnPreTrainedModel
 from ..models.processing_cnnrnn import CnnRnnProcessor
 
 
 def compute_image_features(
-    model: CnnRnnForConditionalGeneration,
+    model: CnnRnnPreTrainedModel,
     processor: CnnRnnProcessor,
     dataset: datasets.Dataset,
     cache_dir: str | os.PathLike,
@@ -59,8 +60,8 @@ def compute_image_features(
         draft: decode large JPEGs at a part of their size, as [`CaptionDataset`] does; such stores have names of their own.
 
     Returns:
-        A memory-mapped float16 array `(num_images, num_regions, num_feature_channels)`, where a model without attention
-        has one region, the mean; with several views a list of such arrays, view 0 first. [`CaptionDataset`] takes either.
+        A memory-mapped float16 array `(num_images, num_regions, num_feature_channels)`, where a captioner without attention
+        has one region, the mean, and an alignment with `region_grid_size` the cells of that grid; with several views a list of such arrays, view 0 first. [`CaptionDataset`] takes either.
         And the rows that cannot be read, each with the reason (their features are 0).
 
     Raises:
@@ -126,7 +127,7 @@ class _View:
 
 
 def _compute_view(
-    model: CnnRnnForConditionalGeneration, view: _View, path: Path, batch_size: int, save_steps: int, progress: Callable
+    model: CnnRnnPreTrainedModel, view: _View, path: Path, batch_size: int, save_steps: int, progress: Callable
 ) -> tuple[np.ndarray, dict[int, str]]:
     """Compute one view of all images, or read it from its store at `path` if it is there."""
     notes = path.with_suffix(".json")
@@ -162,13 +163,21 @@ def _compute_view(
 
 
 @torch.inference_mode()
-def _features_of(model: CnnRnnForConditionalGeneration, pixel_values: torch.Tensor) -> np.ndarray:
+def _features_of(model: CnnRnnPreTrainedModel, pixel_values: torch.Tensor) -> np.ndarray:
     """Run the CNN on a batch: float16 `(batch_size, num_regions, num_feature_channels)`."""
     encoder = model.get_encoder()
-    features, _ = encoder.get_image_features(pixel_values.to(encoder.device))
-    if model.config.attention_type == "none":
-        features = features.float().mean(dim=1, keepdim=True)
-    return features.half().cpu().numpy()
+    feature_map, _ = encoder.compute_feature_map(pixel_values.to(encoder.device))
+    if size := _grid_size(model):
+        height, width = feature_map.shape[2:]
+        feature_map = adaptive_avg_pool2d(feature_map.float(), (min(size, height), min(size, width)))
+    return feature_map.flatten(2).transpose(1, 2).half().cpu().numpy()
+
+
+def _grid_size(model: CnnRnnPreTrainedModel) -> int | None:
+    """Return the height and width of the grid that all a model reads of a feature map fits in; `None` for all cells."""
+    return (
+        1 if getattr(model.config, "attention_type", "") == "none" else getattr(model.config, "region_grid_size", None)
+    )
 
 
 def _read_notes(path: Path) -> tuple[int, dict[int, str]]:
@@ -177,9 +186,7 @@ def _read_notes(path: Path) -> tuple[int, dict[int, str]]:
     return notes["done"], {int(row): reason for row, reason in notes["broken"].items()}
 
 
-def features_fingerprint(
-    model: CnnRnnForConditionalGeneration, processor: CnnRnnProcessor, dataset: datasets.Dataset
-) -> str:
+def features_fingerprint(model: CnnRnnPreTrainedModel, processor: CnnRnnProcessor, dataset: datasets.Dataset) -> str:
     """Name the features of these images by this CNN, in this precision, after this preprocessing."""
     digest = hashlib.sha256()
     # a captioner that was saved and loaded computes the same, though its settings say where they came from
@@ -191,9 +198,11 @@ def features_fingerprint(
     settings = [
         encoder_config,
         model.config.vision_feature_layer,
-        model.config.attention_type == "none",
+        _grid_size(model) == 1,
         preprocessing,
     ]
+    if (_grid_size(model) or 1) > 1:
+        settings.append(f"grid {_grid_size(model)}")
     if torch.is_autocast_enabled(model.device.type):
         settings.append(str(torch.get_autocast_dtype(model.device.type)))
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from modeling_cnnrnn.data.shapes import scenes_of
+from modeling_cnnrnn.data.shapes import boxes_of, scenes_of
 from modeling_cnnrnn.data.shapes.drawing import RGB, build_shapes, combinations, draw_scene, is_held_out, sample_scene
 from modeling_cnnrnn.data.shapes.language import (
     ACTIONS,
@@ -20,6 +20,7 @@ from modeling_cnnrnn.data.shapes.language import (
     describe,
     hallucination_scores,
     is_correct,
+    named_things,
     parse_caption,
 )
 
@@ -248,3 +249,39 @@ def test_any_size_of_image():
 def test_an_empty_split_has_the_same_columns():
     dataset = build_shapes(num_train=1, num_validation=0, num_test=0)
     assert dataset["validation"].features == dataset["train"].features
+
+
+def test_the_box_of_each_object_holds_its_colour(shapes):
+    """Every pixel of an object's colour is in one of its boxes, whose sides such pixels touch."""
+    rows = shapes["train"].select(range(60))
+    for row, boxes in zip(rows, boxes_of(rows), strict=True):
+        pixels = np.asarray(row["image"]).astype(int)
+        assert sorted(name for name, _ in boxes) == sorted(
+            thing.name for thing in Meaning.from_json(row["scene"]).things
+        )
+        for color in {name.split()[0] for name, _ in boxes}:
+            shown = np.abs(pixels - RGB[color]).max(axis=2) < 25
+            places = [box for name, box in boxes if name.split()[0] == color]
+            inside = np.zeros_like(shown)
+            for left, top, right, bottom in (np.array(box) * 64 for box in places):
+                inside[int(top) : round(bottom + 1), int(left) : round(right + 1)] = True
+            assert not (shown & ~inside).any(), (row["scene"], color)
+            assert all(0 <= left < right <= 1 and 0 <= top < bottom <= 1 for left, top, right, bottom in places)
+
+
+def test_each_word_of_a_noun_phrase_says_something_of_its_object():
+    said = named_things("There are two small red squares with stripes, and a ball rolls over it.")
+    assert said[3:8] == [
+        ("small", "size", "red square"),
+        ("red", "color", "red square"),
+        ("squares", "kind", "red square"),
+        ("with", None, None),
+        ("stripes", "pattern", "red square"),
+    ]
+    assert [
+        word for word, slot, _ in said if slot is None
+    ] == "There are two with and a ball rolls over it".lower().split()
+    rng = random.Random(1)
+    for scene in (sample_scene(rng) for _ in range(300)):
+        caption = describe(scene, rng)
+        assert {name for _, _, name in named_things(caption) if name} == {thing.name for thing in scene.things}, caption

@@ -363,7 +363,7 @@ def few_shapes(monkeypatch):
 
 def test_shapes_keep_what_they_show(few_shapes, tmp_path):
     splits = load_caption_dataset("shapes", cache_dir=str(tmp_path))
-    assert splits["train"].column_names == ["image", "captions", "image_id", "scene"]
+    assert splits["train"].column_names == ["image", "captions", "image_id", "scene", "scene_boxes"]
     assert all(map(is_correct, (captions[0] for captions in splits["train"]["captions"]), splits["train"]["scene"]))
 
 

@@ -17,6 +17,7 @@ import modeling_cnnrnn.metrics
 from modeling_cnnrnn.metrics import __main__ as command
 from modeling_cnnrnn.metrics import caption_health, caption_metrics, group_by_image, perplexity, retrieval_metrics
 from modeling_cnnrnn.metrics.java import NotComputedError, meteor, spice
+from modeling_cnnrnn.metrics.retrieval import less_hubs
 
 
 PREDICTIONS = ["A dog runs on grass.", "two men on a bench"]
@@ -390,6 +391,33 @@ def test_retrieval_ties_count_against_the_model():
     measured = retrieval_metrics(np.zeros((20, 100)))
     assert measured["image_to_text"] == {"R@1": 0.0, "R@5": 0.0, "R@10": 0.0, "median_rank": 96.0}
     assert measured["text_to_image"] == {"R@1": 0.0, "R@5": 0.0, "R@10": 0.0, "median_rank": 20.0}
+
+
+def test_images_may_have_different_numbers_of_captions():
+    """Copies of an image's captions, which tie with them, change no rank of the images."""
+    scores = np.random.default_rng(0).normal(size=(12, 24))
+    counts = [1, 3] * 6
+    own = np.repeat(np.arange(12), counts)
+    measured = retrieval_metrics(scores, counts)
+    best = np.array([scores[i, own == i].max() for i in range(12)])
+    ranks = [(scores[i, own != i] >= best[i]).sum() for i in range(12)]
+    assert measured["image_to_text"]["R@1"] == pytest.approx(100 * np.mean(np.array(ranks) < 1))
+    assert measured["image_to_text"]["median_rank"] == math.floor(np.median(ranks)) + 1
+    ranks = [(np.delete(scores[:, j], own[j]) >= scores[own[j], j]).sum() for j in range(24)]
+    assert measured["text_to_image"]["R@5"] == pytest.approx(100 * np.mean(np.array(ranks) < 5))
+
+
+def test_a_caption_that_fits_everything_loses_its_lead():
+    scores = np.eye(4) + np.array([0.0, 0.0, 0.0, 2.0])  # the last caption comes first for each image
+    others = np.random.default_rng(0).normal(scale=0.01, size=(20, 4)) + np.array([0.0, 0.0, 0.0, 2.0])
+    assert retrieval_metrics(scores, 1)["image_to_text"]["R@1"] == 25.0
+    corrected = less_hubs(scores, others)
+    assert retrieval_metrics(corrected, 1)["image_to_text"]["R@1"] == 100.0
+    assert (corrected.argsort(axis=0) == scores.argsort(axis=0)).all()
+    expected = [np.sort(others[:, j])[-10:].mean() for j in range(4)]
+    np.testing.assert_allclose(scores - corrected, np.tile(expected, (4, 1)))
+    with pytest.raises(ValueError, match="pass those of 10 images or more with the same 4 captions"):
+        less_hubs(scores, others[:9])
 
 
 def test_retrieval_folds_are_scored_apart():

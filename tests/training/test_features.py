@@ -85,7 +85,7 @@ def test_views_depend_on_their_seed_and_augmentation_alone(pictures, processor, 
 def test_a_view_that_was_stopped_goes_on_where_it_stood(pictures, processor, captioner, tmp_path):
     options = {"batch_size": 4, "save_steps": 1, "num_views": 2, "augmentation": RandomResizedCrop()}
     expected, _ = compute_image_features(captioner, processor, pictures, tmp_path / "whole", **options)
-    extract, calls = captioner.get_encoder().get_image_features, []
+    extract, calls = captioner.get_encoder().compute_feature_map, []
 
     def stop_at_the_fifth(pixel_values):
         calls.append(len(pixel_values))
@@ -93,7 +93,7 @@ def test_a_view_that_was_stopped_goes_on_where_it_stood(pictures, processor, cap
             raise KeyboardInterrupt
         return extract(pixel_values)
 
-    captioner.get_encoder().get_image_features = stop_at_the_fifth
+    captioner.get_encoder().compute_feature_map = stop_at_the_fifth
     with pytest.raises(KeyboardInterrupt):
         compute_image_features(captioner, processor, pictures, tmp_path / "stopped", **options)
     views, _ = compute_image_features(captioner, processor, pictures, tmp_path / "stopped", **options)
@@ -190,7 +190,7 @@ def test_stored_features_are_a_safetensors_file(pictures, processor, captioner, 
 def test_features_that_were_stopped_go_on_where_they_stood(pictures, processor, captioner, tmp_path):
     expected, _ = compute_image_features(captioner, processor, pictures, tmp_path / "whole", batch_size=2)
     seen = []
-    extract = captioner.get_encoder().get_image_features
+    extract = captioner.get_encoder().compute_feature_map
 
     def stop_at_the_third(pixel_values):
         seen.append(len(pixel_values))
@@ -198,7 +198,7 @@ def test_features_that_were_stopped_go_on_where_they_stood(pictures, processor, 
             raise KeyboardInterrupt
         return extract(pixel_values)
 
-    captioner.get_encoder().get_image_features = stop_at_the_third
+    captioner.get_encoder().compute_feature_map = stop_at_the_third
     for _ in range(2):
         try:
             features, _ = compute_image_features(

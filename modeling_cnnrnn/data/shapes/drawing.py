@@ -16,6 +16,7 @@ import functools
 import hashlib
 import io
 import itertools
+import json
 import math
 import multiprocessing
 import random
@@ -28,6 +29,7 @@ from .language import ACTIONS, COLORS, RELATIONS, SHAPES, SIZES, Meaning, Thing,
 
 
 Point = tuple[float, float]
+Box = tuple[float, float, float, float]  # left, top, right, bottom
 Color = tuple[int, int, int]
 
 # topics of the pictures and their weights; pictures of a single object teach its name
@@ -60,9 +62,10 @@ def build_shapes(
     """
     Draw the dataset. The same arguments give the same bytes, whatever `num_proc`.
 
-    Columns: `image` (PNG), `image_id`, `captions` (five sentences) and `scene` (JSON, for
-    [`~modeling_cnnrnn.data.shapes.language.is_correct`]). Splits: `train`, `validation`, and `test` with combinations
-    of objects that neither of them shows.
+    Columns: `image` (PNG), `image_id`, `captions` (five sentences), `scene` (JSON, for
+    [`~modeling_cnnrnn.data.shapes.language.is_correct`]) and `scene_boxes` (JSON, where each object is, see
+    [`~modeling_cnnrnn.data.shapes.boxes_of`]). Splits: `train`, `validation`, and `test` with combinations of objects
+    that neither of them shows.
     """
     features = datasets.Features(
         {
@@ -70,6 +73,7 @@ def build_shapes(
             "image_id": datasets.Value("string"),
             "captions": datasets.List(datasets.Value("string")),
             "scene": datasets.Value("string"),
+            "scene_boxes": datasets.Value("string"),
         }
     )
     splits = {}
@@ -90,7 +94,8 @@ def _example(seed: int, split: str, image_size: int, index: int) -> dict:
     rng = random.Random(f"{seed}/{split}/{index}")
     scene = sample_scene(rng, held_out=split == "test")
     png = io.BytesIO()
-    draw_scene(scene, rng, image_size).save(png, format="PNG")
+    image, boxes = draw_scene_and_boxes(scene, rng, image_size)
+    image.save(png, format="PNG")
     captions: dict[str, None] = {}  # in order, each once
     while len(captions) < NUM_CAPTIONS:
         captions[describe(scene, rng)] = None
@@ -99,6 +104,7 @@ def _example(seed: int, split: str, image_size: int, index: int) -> dict:
         "image_id": f"{split}-{index:06d}",
         "captions": list(captions),
         "scene": scene.to_json(),
+        "scene_boxes": json.dumps([[name, [round(edge, 4) for edge in box]] for name, box in boxes]),
     }
 
 
@@ -172,13 +178,20 @@ def _texture(rng: random.Random) -> str:
 
 def draw_scene(scene: Meaning, rng: random.Random, image_size: int = 64) -> Image.Image:
     """Draw a scene near the middle of a light background."""
+    return draw_scene_and_boxes(scene, rng, image_size)[0]
+
+
+def draw_scene_and_boxes(
+    scene: Meaning, rng: random.Random, image_size: int = 64
+) -> tuple[Image.Image, list[tuple[str, Box]]]:
+    """Draw a scene as `draw_scene`, and tell the box of each object, from back to front, with what another one hides."""
     canvas = _Canvas(image_size * SUPERSAMPLING, background=_jitter((225, 225, 225), rng, 25), rng=rng)
     if scene.relation in ACTIONS:
         _draw_action(canvas, scene, rng)
     else:
         for thing, center, radius in _layout(scene, rng):
             canvas.thing(thing, center, radius, has_edge=scene.relation == "in front of")
-    return canvas.image.reduce(SUPERSAMPLING)
+    return canvas.image.reduce(SUPERSAMPLING), canvas.boxes
 
 
 def _layout(scene: Meaning, rng: random.Random) -> list[tuple[Thing, Point, float]]:
@@ -252,16 +265,19 @@ def _draw_action(canvas: "_Canvas", scene: Meaning, rng: random.Random) -> None:
 
     color = _jitter(RGB[prop.color], rng, 10)
     if scene.relation == "jumps over":
-        canvas.polygon([at(0.28, 0.6), at(0.33, 0.6), at(0.33, 0.9), at(0.28, 0.9)], color)
-        canvas.polygon([at(0.67, 0.6), at(0.72, 0.6), at(0.72, 0.9), at(0.67, 0.9)], color)
-        canvas.polygon([at(0.2, 0.57), at(0.8, 0.57), at(0.8, 0.68), at(0.2, 0.68)], color)
+        parts = [
+            [at(0.28, 0.6), at(0.33, 0.6), at(0.33, 0.9), at(0.28, 0.9)],
+            [at(0.67, 0.6), at(0.72, 0.6), at(0.72, 0.9), at(0.67, 0.9)],
+            [at(0.2, 0.57), at(0.8, 0.57), at(0.8, 0.68), at(0.2, 0.68)],
+        ]
+        canvas.prop(prop, parts, color)
         top = rng.uniform(0.26, 0.32)
         for i in range(5):  # dashes along the parabola that ends at the actor
             xs = (0.06 + 0.07 * i, 0.10 + 0.07 * i)
             canvas.line([at(x, top + 2.6 * (x - 0.55) ** 2) for x in xs])
         canvas.thing(actor, at(0.55, top), radius)
     elif scene.relation == "rolls down":
-        canvas.polygon([at(0.08, 0.3), at(0.95, 0.88), at(0.08, 0.88)], color)
+        canvas.prop(prop, [[at(0.08, 0.3), at(0.95, 0.88), at(0.08, 0.88)]], color)
         slope = math.hypot(0.87, 0.58)
         along, up = (0.87 / slope, 0.58 / slope), (0.58 / slope, -0.87 / slope)
         t = rng.uniform(0.4, 0.6)
@@ -271,9 +287,12 @@ def _draw_action(canvas: "_Canvas", scene: Meaning, rng: random.Random) -> None:
     else:
         canvas.thing(actor, at(0.5, 0.44), radius)
         canvas.trail(at(0.5, 0.44), radius, (0, 1))
-        canvas.polygon([at(0.22, 0.55), at(0.78, 0.55), at(0.74, 0.92), at(0.26, 0.92)], color)
-        canvas.polygon([at(0.22, 0.55), at(0.1, 0.5), at(0.14, 0.43), at(0.26, 0.5)], color)
-        canvas.polygon([at(0.78, 0.55), at(0.9, 0.5), at(0.86, 0.43), at(0.74, 0.5)], color)
+        parts = [
+            [at(0.22, 0.55), at(0.78, 0.55), at(0.74, 0.92), at(0.26, 0.92)],
+            [at(0.22, 0.55), at(0.1, 0.5), at(0.14, 0.43), at(0.26, 0.5)],
+            [at(0.78, 0.55), at(0.9, 0.5), at(0.86, 0.43), at(0.74, 0.5)],
+        ]
+        canvas.prop(prop, parts, color)
 
 
 class _Canvas:
@@ -284,6 +303,7 @@ class _Canvas:
         self.rng = rng
         self.image = Image.new("RGB", (size, size), background)
         self.draw = ImageDraw.Draw(self.image)
+        self.boxes: list[tuple[str, Box]] = []
 
     def line(self, points: list[Point], color: Color = INK, width: float = 0.025) -> None:
         self.draw.line([self._pixel(p) for p in points], color, round(width * self.size), joint="curve")
@@ -291,6 +311,12 @@ class _Canvas:
     def polygon(self, points: list[Point], color: Color) -> None:
         self.draw.polygon([self._pixel(p) for p in points], color)
         self.line([*points, *points[:2]], _mix(color, (0, 0, 0), 0.45), width=0.012)
+
+    def prop(self, thing: Thing, parts: list[list[Point]], color: Color) -> None:
+        """Draw an object that is made of polygons."""
+        self._note_box(thing, [point for part in parts for point in part])
+        for part in parts:
+            self.polygon(part, color)
 
     def trail(self, center: Point, radius: float, direction: Point) -> None:
         """Draw lines behind an object that moves."""
@@ -305,6 +331,7 @@ class _Canvas:
         turn = complex(math.cos(angle), math.sin(angle)) * radius
         corners = [complex(*center) + turn * point for point in OUTLINES[thing.kind]]
         points = [(p.real, p.imag) for p in corners]
+        self._note_box(thing, points)
         if has_edge:
             self.line([*points, *points[:2]], (255, 255, 255), width=0.05)
         color = _jitter(RGB[thing.color], self.rng, 10)
@@ -332,6 +359,12 @@ class _Canvas:
                 x, y = (i + j % 2 / 2) * step, j * step
                 draw.ellipse((x - radius, y - radius, x + radius, y + radius), other)
         return image
+
+    def _note_box(self, thing: Thing, points: list[Point]) -> None:
+        (left, right), (top, bottom) = (
+            (max(0.0, min(axis)), min(1.0, max(axis))) for axis in zip(*points, strict=True)
+        )
+        self.boxes.append((thing.name, (left, top, right, bottom)))
 
     def _pixel(self, point: Point) -> Point:
         return point[0] * self.size, point[1] * self.size

@@ -249,6 +249,10 @@ def _noun_phrase_regex(pattern: str, group: Callable[[str], str]) -> str:
 
 _PHRASE_REGEXES = [re.compile(_noun_phrase_regex(pattern, "(?P<{}>".format)) for pattern in NOUN_PHRASES]
 _ANY_PHRASE = "|".join(f"(?:{_noun_phrase_regex(pattern, lambda slot: '(?:')})" for pattern in NOUN_PHRASES)
+# in running text the longest phrase is tried first: "a circle with dots" before "a circle"
+_PHRASE_IN_TEXT = re.compile(
+    rf"\b(?:{'|'.join(_noun_phrase_regex(p, lambda slot: '(?:') for p in reversed(NOUN_PHRASES))})\b"
+)
 _SENTENCE_REGEXES = [
     (relation, re.compile(re.sub(r"{(\w)}", rf"(?P<\1>{_ANY_PHRASE})", sentence.replace("{be}", "(?:is|are)"))))
     for relation, sentences in SENTENCES.items()
@@ -278,6 +282,27 @@ def _parse_noun_phrase(phrase: str) -> tuple[Thing, ...]:
     words = {slot: _READERS[slot][word] for slot, word in match.groupdict().items() if word}
     texture = words.get("texture") or words.get("pattern")
     return (Thing(words["color"], words["kind"], words.get("size"), texture),) * words["count"]
+
+
+def named_things(caption: str) -> list[tuple[str, str | None, str | None]]:
+    """
+    List the words of a sentence, each with what it says and of which object: `("striped", "texture", "red circle")`.
+
+    What a word says is "size", "texture", "pattern", "color" or "kind". Number and article name no object, nor do words
+    outside noun phrases: for them both are `None`.
+    """
+    text = " ".join(re.findall(r"\w+", caption.lower()))
+    words: list[tuple[str, str | None, str | None]] = []
+    end = 0
+    for match in _PHRASE_IN_TEXT.finditer(text):
+        count, *named = match.group().split()
+        name = _parse_noun_phrase(match.group())[0].name
+        words += [(word, None, None) for word in [*text[end : match.start()].split(), count]]
+        for word in named:
+            slot = next((slot for slot, reader in _READERS.items() if word in reader), None)
+            words.append((word, slot, name if slot else None))
+        end = match.end()
+    return words + [(word, None, None) for word in text[end:].split()]
 
 
 def is_correct(caption: str, scene: str | Meaning) -> bool:
