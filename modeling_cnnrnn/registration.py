@@ -27,11 +27,17 @@ def _ours(name: str) -> Any:
     return import_module(f"{MODELS}.{name}_cnnrnn")
 
 
+def _exported() -> Any:
+    """Import the file of exported captioners."""
+    return import_module(f"{__package__}.export.onnx_model")
+
+
 def _register_config() -> None:
     from transformers import AutoConfig
 
     AutoConfig.register("cnnrnn", _ours("configuration").CnnRnnConfig, exist_ok=True)
     AutoConfig.register("cnnrnn_alignment", _ours("configuration_alignment").CnnRnnAlignmentConfig, exist_ok=True)
+    AutoConfig.register("cnnrnn_onnx", _exported().CnnRnnOnnxConfig, exist_ok=True)
 
 
 def _register_models() -> None:
@@ -43,6 +49,8 @@ def _register_models() -> None:
     config, models = _ours("configuration_alignment").CnnRnnAlignmentConfig, _ours("modeling_alignment")
     AutoModel.register(config, models.CnnRnnAlignmentModel, exist_ok=True)
     AutoModelForZeroShotImageClassification.register(config, models.CnnRnnForImageTextRetrieval, exist_ok=True)
+    config, model = _exported().CnnRnnOnnxConfig, _exported().CnnRnnOnnxForConditionalGeneration
+    AutoModelForImageTextToText.register(config, model, exist_ok=True)
 
 
 def _register_processor() -> None:
@@ -51,6 +59,7 @@ def _register_processor() -> None:
     AutoProcessor.register(_ours("configuration").CnnRnnConfig, _ours("processing").CnnRnnProcessor, exist_ok=True)
     config, processor = _ours("configuration_alignment"), _ours("processing_alignment")
     AutoProcessor.register(config.CnnRnnAlignmentConfig, processor.CnnRnnAlignmentProcessor, exist_ok=True)
+    AutoProcessor.register(_exported().CnnRnnOnnxConfig, _ours("processing").CnnRnnProcessor, exist_ok=True)
 
 
 def _register_pipeline() -> None:

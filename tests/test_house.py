@@ -16,6 +16,7 @@ ROOMS = [
     {"evaluation"},
     {"retrieval"},
     {"hub"},
+    {"export"},
     {"training"},
     {"cli"},
     {"registration", "__main__"},

@@ -9,7 +9,11 @@ from contextlib import contextmanager
 RESUME_TRAINING = "Stopped. Run the same command with --resume_from_checkpoint latest to resume."
 RUN_AGAIN = "Stopped. Run the same command again to resume."
 # libraries that some verbs need, and the extra that brings each
-EXTRAS = dict.fromkeys(("accelerate", "datasets", "jinja2", "matplotlib", "pyarrow"), "train") | {"usearch": "search"}
+EXTRAS = {
+    **dict.fromkeys(("accelerate", "datasets", "jinja2", "matplotlib", "pyarrow"), "train"),
+    **dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "export"),
+    "usearch": "search",
+}
 
 
 @contextmanager

@@ -9,6 +9,7 @@ VERBS = {
     "caption": "Write sentences about images, folders, URLs, or a whole dataset.",
     "train": "Train a captioner.",
     "evaluate": "Score a captioner on a dataset, and make a page of its sentences.",
+    "export": "Export a captioner to ONNX, to run without torch.",
     "push": "Push a captioner to the Hub.",
     "card": "Write the model card of a captioner.",
     "score": "Score captions in a COCO results file.",
