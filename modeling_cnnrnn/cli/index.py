@@ -41,6 +41,7 @@ def index_folder(args: IndexArguments) -> int:
     import transformers
 
     from ..files import check_writable
+    from ..models.error_messages_cnnrnn import printable
     from ..retrieval.building import build_index
     from ..retrieval.embedding import load_model
     from ..retrieval.storage import check_index_dir
@@ -61,7 +62,7 @@ def index_folder(args: IndexArguments) -> int:
         args.batch_size,
     )
     for name, reason in update.unreadable.items():
-        print(f"{name} could not be read: {reason}", file=sys.stderr)
+        print(f"{printable(name)} could not be read: {reason}", file=sys.stderr)
     for name in update.damaged:
         print(f"{name} was damaged; its pictures are embedded again.", file=sys.stderr)
     if update.num_unknown:

@@ -37,6 +37,8 @@ def search(args: SearchArguments) -> None:
     import transformers
 
     from ..evaluation.image_captions import check_table, write_table
+    from ..files import check_file_writable
+    from ..models.error_messages_cnnrnn import printable
     from ..models.image_loading_cnnrnn import load_image
     from ..retrieval.embedding import load_model
     from ..retrieval.index import ImageIndex
@@ -45,6 +47,8 @@ def search(args: SearchArguments) -> None:
     transformers.logging.disable_progress_bar()  # loading the weights takes no time
     if args.output is not None:
         check_table(args.output)
+    if args.page is not None:
+        check_file_writable(args.page)
     text = " ".join(args.query) or None
     if (text is None) == (args.image is None):
         raise ValueError('Pass a sentence, as in `cnnrnn search "a dog jumps over a bar"`, or --image, but not both.')
@@ -61,9 +65,9 @@ def search(args: SearchArguments) -> None:
     size = args.shortlist_size or None
     results = index.search_query(query, args.top_k, size, args.exact, args.less_hub_bias)
     for result in results:
-        print(f"{result.score:.3f}  {result.path}")
+        print(f"{result.score:.3f}  {printable(result.path)}")
     if args.output is not None:
-        write_table(args.output, [{"file_name": result.path, "score": result.score} for result in results])
+        write_table(args.output, [{"file_name": printable(result.path), "score": result.score} for result in results])
     if args.page is not None:
         from ..retrieval.results_page import write_results
 

@@ -176,3 +176,48 @@ class ScoreArguments:
     output: str | None = field(
         default=None, metadata={"help": "File of all scores; <name>_scores.json beside the results by default."}
     )
+
+
+@dataclass
+class RegionDatasetArguments(DatasetArguments):
+    """Options of making a dataset of regions: the alignment model, the dataset, and which snippets are kept."""
+
+    model_name_or_path: str = field(
+        kw_only=True, metadata={"help": "Alignment model, a repository of the Hub or a folder."}
+    )
+    model_revision: str = field(default="main", metadata={"help": "Commit, tag or branch of the model."})
+    split: list[str] = field(
+        default_factory=lambda: ["train", "validation"], metadata={"help": "Splits to make regions of."}
+    )
+    max_samples: int | None = field(default=None, metadata={"help": "Pictures of each split to take at most."})
+    output_dir: str = field(default="outputs/regions", metadata={"help": "Folder of the dataset that is written."})
+    min_score: float = field(
+        default=0.0, metadata={"help": "Least score of a snippet with its region; words that name nothing score low."}
+    )
+    min_words: int = field(default=2, metadata={"help": "Least number of words of a snippet."})
+    margin: float = field(
+        default=0.5, metadata={"help": "What is added to each side of a region, as a share of its width or height."}
+    )
+    smoothness: float | None = field(
+        default=None,
+        metadata={"help": "Gain of neighbouring words that share a region; that of the model by default."},
+    )
+
+
+@dataclass
+class CaptionRegionsArguments:
+    """Picture whose regions are described, the captioner, and the figure."""
+
+    image: str = field(metadata={"help": "File or URL of the picture.", "positional": True})
+    model_name_or_path: str = field(metadata={"help": "Captioner of regions, a repository of the Hub or a folder."})
+    model_revision: str = field(default="main", metadata={"help": "Commit, tag or branch of the captioner."})
+    grid_sizes: list[int] = field(
+        default_factory=lambda: [1, 2, 3],
+        metadata={"help": "For each n, n x n boxes that overlap by half; 1 is the whole picture."},
+    )
+    iou_threshold: float = field(
+        default=0.5, metadata={"help": "Largest overlap of two regions, as intersection over union."}
+    )
+    max_regions: int = field(default=8, metadata={"help": "Regions to describe at most, those of highest score."})
+    num_beams: int = field(default=3, metadata={"help": "Beams of the search; 1 is greedy search."})
+    output: str | None = field(default=None, metadata={"help": "Figure (PNG) of the regions over the picture."})

@@ -119,7 +119,6 @@ class CnnRnnAlignmentMixin:
         gained = scores.gather(2, chosen[..., None]).squeeze(2)
         return chosen.masked_fill(~mask, -1), gained.masked_fill(~mask, 0.0)
 
-    @torch.no_grad()
     def align(
         self,
         image: Any,
@@ -147,29 +146,53 @@ class CnnRnnAlignmentMixin:
                 [`~CnnRnnAlignmentMixin.align_words`].
             OSError: the picture cannot be read.
         """
+        return self.align_sentences(image, [sentence], processor, boxes, smoothness, cells_only)[0]
+
+    @torch.no_grad()
+    def align_sentences(
+        self,
+        image: Any,
+        sentences: Sequence[str],
+        processor: Any,
+        boxes: Sequence[Sequence[float]] | None = None,
+        smoothness: float | None = None,
+        cells_only: bool = False,
+    ) -> list[list[AlignedSnippet]]:
+        """Align several sentences with one picture, which the CNN sees once; as [`~CnnRnnAlignmentMixin.align`] does one."""
         picture = load_image(image)
         view = find_view(processor, picture)
         parts = None if boxes is None else [torch.from_numpy(view.to_parts(boxes))]
         pixel_values = processor(images=picture, return_tensors="pt")["pixel_values"]
-        words = processor.tokenizer(
-            sentence, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
-        )
-        if not words["input_ids"]:
-            raise ValueError(f"`sentence` is {sentence!r}, which has no word: pass one that has.")
+        options = {"add_special_tokens": False, "split_special_tokens": True, "return_offsets_mapping": True}
+        words = processor.tokenizer(list(sentences), padding=True, padding_side="right", **options)
         device = self.device  # type: ignore[attr-defined]
+        input_ids, attention_mask = (
+            torch.tensor(words[name], device=device) for name in ("input_ids", "attention_mask")
+        )
+        for sentence, mask in zip(sentences, words["attention_mask"], strict=True):
+            if not any(mask):
+                raise ValueError(f"`sentence` is {sentence!r}, which has no word: pass one that has.")
         image_output = self.get_image_features(  # type: ignore[attr-defined]
             pixel_values.to(device), boxes=parts, output_boxes=True, return_dict=True
         )
         text_output = self.get_text_features(  # type: ignore[attr-defined]
-            torch.tensor([words["input_ids"]], device=device), return_dict=True
+            input_ids, attention_mask, return_dict=True
         )
-        regions, scores = self.align_words(image_output, text_output, smoothness, cells_only)
-        snippets = []
-        for start, end in group_words(regions[0].tolist()):
-            box = view.to_pixels(image_output.boxes[0, regions[0, start]].tolist())
-            text = sentence[words["offset_mapping"][start][0] : words["offset_mapping"][end - 1][1]]
-            snippets.append(AlignedSnippet(box, text, scores[0, start:end].mean().item()))
-        return snippets
+        region_mask = image_output.region_mask
+        each = CnnRnnRegionOutput(
+            last_hidden_state=image_output.last_hidden_state.expand(len(sentences), -1, -1),
+            region_mask=None if region_mask is None else region_mask.expand(len(sentences), -1),
+        )
+        regions, scores = self.align_words(each, text_output, smoothness, cells_only)
+        aligned = []
+        for row, (sentence, offsets) in enumerate(zip(sentences, words["offset_mapping"], strict=True)):
+            snippets = []
+            for start, end in group_words(regions[row].tolist()):
+                box = view.to_pixels(image_output.boxes[0, regions[row, start]].tolist())
+                text = sentence[offsets[start][0] : offsets[end - 1][1]]
+                snippets.append(AlignedSnippet(box, text, scores[row, start:end].mean().item()))
+            aligned.append(snippets)
+        return aligned
 
 
 def group_words(regions: Sequence[int]) -> list[tuple[int, int]]:

@@ -6,16 +6,19 @@ that was stopped resumes there.
 """
 
 import os
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from tqdm.auto import tqdm
 
 from ..evaluation.image_captions import images_below
 from ..files import FolderLock
+from ..models.error_messages_cnnrnn import shown
 from ..models.image_loading_cnnrnn import load_image
 from .approximate import is_sound, update_graph
 from .embedding import Query, bank_digest, embed_images, embed_text, model_fingerprint, score_with_bank
@@ -95,6 +98,8 @@ def build_index(
         DamagedIndexError: `index.json` is damaged.
         ModuleNotFoundError: `approximate` without usearch.
     """
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` is {batch_size}: pass 1 or more.")
     root, index_dir = Path(folder).absolute(), Path(index_dir)
     found = _find_files(root)
     check_index_dir(index_dir)
@@ -245,20 +250,27 @@ class _Writer:
             yield _Row(shard.files[row], shard.regions[row], shard.pooled[row], (name, row))
 
     def embed(self, root: Path, files: Sequence[PictureFile]) -> Iterator[_Row]:
-        """Embed some pictures; those that cannot be read are noted."""
-        images, readable = [], []
+        """Embed some pictures; those that cannot be read or processed are noted."""
+        # a processor that does not crop leaves pictures of different sizes, which are no batch
+        by_shape: dict[torch.Size, list[tuple[PictureFile, torch.Tensor]]] = defaultdict(list)
         for file in files:
             try:
-                images.append(load_image(root / file.name))
-                readable.append(file)
+                pixel_values = self.processor(images=load_image(root / file.name), return_tensors="pt")["pixel_values"]
+                by_shape[pixel_values.shape].append((file, pixel_values))
             except (OSError, ValueError) as error:
                 self.update.unreadable[file.name] = " ".join(str(error).split())
-        if images:
-            self.update.num_embedded += len(images)
-            yield from map(_Row, readable, *embed_images(self.model, self.processor, images))
+        for group in by_shape.values():
+            arrays = embed_images(self.model, torch.cat([pixel_values for _, pixel_values in group]))
+            self.update.num_embedded += len(group)
+            yield from map(_Row, [file for file, _ in group], *arrays)
 
     def add(self, rows: Iterable[_Row]) -> None:
         for row in rows:
+            if self.waiting and row.regions.shape != self.waiting[0].regions.shape:
+                raise ValueError(
+                    f"The model makes {len(row.regions)} regions of {shown(row.file.name)} and {len(self.waiting[0].regions)} "
+                    "of other pictures: use an image processor that crops, or a model with `region_grid_size`."
+                )
             self.waiting.append(row)
             if len(self.waiting) == self.rows_per_shard:
                 self.flush()

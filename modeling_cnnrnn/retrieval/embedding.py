@@ -12,7 +12,7 @@ from PIL import Image
 
 from ..models.error_messages_cnnrnn import shown
 from ..models.modeling_alignment_cnnrnn import CnnRnnForImageTextRetrieval, CnnRnnWordOutput
-from ..models.processing_cnnrnn import CnnRnnProcessor
+from ..models.processing_alignment_cnnrnn import CnnRnnAlignmentProcessor
 from ..models.region_encoder_cnnrnn import CnnRnnRegionOutput
 
 
@@ -40,7 +40,7 @@ class Query:
 
 def load_model(
     place: str, revision: str = "main", device: str | None = None
-) -> tuple[CnnRnnForImageTextRetrieval, CnnRnnProcessor]:
+) -> tuple[CnnRnnForImageTextRetrieval, CnnRnnAlignmentProcessor]:
     """
     Load an alignment model and its processor.
 
@@ -52,15 +52,18 @@ def load_model(
     Raises:
         CnnRnnLoadingError: it is no alignment model, or a file is missing or damaged.
     """
-    processor = CnnRnnProcessor.from_pretrained(place, revision=revision)
+    processor: Any = CnnRnnAlignmentProcessor.from_pretrained(place, revision=revision)
     model: Any = CnnRnnForImageTextRetrieval.from_pretrained(place, revision=revision, dtype=torch.float32)
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), processor
 
 
 @torch.inference_mode()
-def embed_images(model: Any, processor: Any, images: Sequence[Image.Image]) -> tuple[np.ndarray, np.ndarray]:
+def embed_images(model: Any, pixel_values: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """
     Embed pictures.
+
+    Args:
+        pixel_values: `(B, num_channels, height, width)`, from the processor.
 
     Returns:
         Vectors of the regions `(B, R, D)` and of the whole pictures `(B, D)`, float16.
@@ -68,7 +71,7 @@ def embed_images(model: Any, processor: Any, images: Sequence[Image.Image]) -> t
     Raises:
         ValueError: vectors are too large for float16, or not finite.
     """
-    outputs = _embed_images(model, processor, images)
+    outputs = _get_image_features(model, pixel_values)
     arrays = [vectors.float().cpu().numpy() for vectors in (outputs.last_hidden_state, outputs.pooler_output)]
     largest = max(float(np.abs(array).max()) for array in arrays)
     if not largest <= np.finfo(np.float16).max:
@@ -76,8 +79,7 @@ def embed_images(model: Any, processor: Any, images: Sequence[Image.Image]) -> t
     return arrays[0].astype(np.float16), arrays[1].astype(np.float16)
 
 
-def _embed_images(model: Any, processor: Any, images: Sequence[Image.Image]) -> CnnRnnRegionOutput:
-    pixel_values = processor(images=list(images), return_tensors="pt")["pixel_values"]
+def _get_image_features(model: Any, pixel_values: torch.Tensor) -> CnnRnnRegionOutput:
     return model.get_image_features(pixel_values=pixel_values.to(model.device, model.dtype), return_dict=True)
 
 
@@ -105,7 +107,7 @@ def embed_text(model: Any, processor: Any, text: str) -> Query:
 @torch.inference_mode()
 def embed_image(model: Any, processor: Any, image: Image.Image) -> Query:
     """Embed a picture, to find pictures whose regions are similar to its own."""
-    outputs = _embed_images(model, processor, [image])
+    outputs = _get_image_features(model, processor(images=image, return_tensors="pt")["pixel_values"])
     regions = outputs.last_hidden_state
     is_region = torch.ones(regions.shape[:2], dtype=torch.bool, device=regions.device)
     return Query(CnnRnnWordOutput(last_hidden_state=regions, pooler_output=outputs.pooler_output, word_mask=is_region))

@@ -138,7 +138,7 @@ class ImageIndex:
     ) -> list[SearchResult]:
         """Find the pictures for what [`embed`] has made, as [`search`] does."""
         self._check(top_k, shortlist_size, less_hub_bias)
-        indices = self._shortlist(query, None if shortlist_size is None else max(top_k, shortlist_size), exact)
+        indices = self.shortlist(query, None if shortlist_size is None else max(top_k, shortlist_size), exact)
         scores = np.empty(len(indices), np.float32)
         for start in range(0, len(indices), CHUNK_SIZE):
             chunk = indices[start : start + CHUNK_SIZE]
@@ -165,8 +165,8 @@ class ImageIndex:
                 "--query_bank."
             )
 
-    def _shortlist(self, query: Query, size: int | None, exact: bool) -> np.ndarray:
-        """The pictures whose whole is nearest to the whole query."""
+    def shortlist(self, query: Query, size: int | None, exact: bool = False) -> np.ndarray:
+        """Return the numbers of the pictures whose pooled vectors are nearest to that of the query; `None` takes all."""
         if size is None or size >= len(self):
             return np.arange(len(self))
         if self.manifest.has_graph and not exact:

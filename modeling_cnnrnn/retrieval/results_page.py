@@ -8,6 +8,7 @@ from typing import Any
 from PIL import Image
 
 from ..evaluation.pages import data_url, is_small, write_page
+from ..models.error_messages_cnnrnn import printable
 from ..models.image_loading_cnnrnn import load_image
 from .index import SearchResult
 
@@ -34,7 +35,7 @@ def write_results(
     """
     rows = []
     for result in results:
-        row: dict[str, Any] = {"name": os.path.basename(result.path), "score": result.score}
+        row: dict[str, Any] = {"name": printable(os.path.basename(result.path)), "score": result.score}
         row["link"] = Path(result.path).absolute().as_uri()
         try:
             row["picture"] = _thumbnail(load_image(result.path))

@@ -97,6 +97,16 @@ def test_a_snippet_has_the_score_of_its_words_with_its_box(make_aligner, alignme
     assert start == 6
 
 
+def test_several_sentences_are_aligned_as_each_alone(make_aligner, alignment_processor):
+    model, image = make_aligner(smoothness=0.1), picture(48, 32)
+    sentences = ["a dog jumps", "a red circle above a blue square", "triangle"]
+    together = model.align_sentences(image, sentences, alignment_processor)
+    alone = [model.align(image, sentence, alignment_processor) for sentence in sentences]
+    for snippets, expected in zip(together, alone, strict=True):
+        assert [snippet[:2] for snippet in snippets] == [snippet[:2] for snippet in expected]
+        assert [snippet.score for snippet in snippets] == pytest.approx([s.score for s in expected], abs=1e-5)
+
+
 def test_cells_only_leaves_out_the_whole_picture(make_aligner, alignment_processor):
     model, image = make_aligner(smoothness=100.0), picture(32, 32)
     with torch.no_grad():  # whatever the words, the whole picture fits them best

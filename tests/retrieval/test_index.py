@@ -42,9 +42,9 @@ def embedded(monkeypatch) -> list[int]:
     numbers = []
     embed = building.embed_images
 
-    def counted(model, processor, images):
-        numbers.append(len(images))
-        return embed(model, processor, images)
+    def counted(model, pixel_values):
+        numbers.append(len(pixel_values))
+        return embed(model, pixel_values)
 
     monkeypatch.setattr(building, "embed_images", counted)
     return numbers
@@ -196,11 +196,26 @@ def test_ctrl_c_keeps_what_was_embedded(build, open_index, monkeypatch):
 def test_broken_files_are_named_and_the_rest_is_indexed(build, open_index, photographs):
     (photographs / "broken.jpg").write_text("no picture")
     (photographs / "lost.png").symlink_to("nowhere.png")
-    update = build()
-    assert update.unreadable.keys() == {"broken.jpg", "lost.png"}
+    Image.new("RGB", (60_000, 1)).save(photographs / "line.png")  # too narrow to be resized
+    update = build(batch_size=4)
+    assert update.unreadable.keys() == {"broken.jpg", "line.png", "lost.png"}
     assert "is not an image that can be read" in update.unreadable["broken.jpg"]
     assert len(open_index()) == 7
-    assert build().unreadable.keys() == {"broken.jpg", "lost.png"}  # each time
+    assert build().unreadable.keys() == {"broken.jpg", "line.png", "lost.png"}  # each time
+
+
+def test_a_file_whose_name_is_no_text_is_found(build, open_index, photographs):
+    path = os.fsencode(photographs) + b"/caf\xe9.png"
+    os.rename(os.fsencode(photographs / "a.png"), path)
+    build()
+    assert os.fsdecode(path) in {result.path for result in open_index().search(SENTENCE)}
+
+
+def test_pictures_of_different_numbers_of_regions_are_refused(build, photographs, tiny_processor):
+    tiny_processor.image_processor.do_center_crop = False
+    Image.new("RGB", (96, 40)).save(photographs / "wide.png")
+    with pytest.raises(ValueError, match=r"The model makes \d+ regions of 'wide.png' and \d+ of other pictures"):
+        build()
 
 
 def test_a_folder_that_was_moved_is_not_embedded_again(build, open_index, photographs, tmp_path, embedded):
