@@ -29,6 +29,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from modeling_cnnrnn import CnnRnnForConditionalGeneration, CnnRnnProcessor, ImageToTextPipeline
 from modeling_cnnrnn.cli.arguments import parse_arguments
 from modeling_cnnrnn.cli.errors import RUN_AGAIN, user_errors
+from modeling_cnnrnn.cli.memory import keep_heap
 from modeling_cnnrnn.evaluation.arguments import CaptionDatasetArguments, GenerationArguments
 from modeling_cnnrnn.evaluation.dataset_captions import (
     caption_parts,
@@ -43,6 +44,7 @@ logger = logging.getLogger("modeling_cnnrnn.examples.caption_dataset")
 
 
 def main():
+    keep_heap()
     args, generation = parse_arguments([CaptionDatasetArguments, GenerationArguments], __doc__)
     logging.basicConfig(format="%(message)s")
     # processes wait for the first to have read the dataset, and at the end for the slowest

@@ -17,12 +17,14 @@ from transformers import set_seed
 from modeling_cnnrnn import CnnRnnForConditionalGeneration, CnnRnnProcessor
 from modeling_cnnrnn.cli.arguments import parse_arguments
 from modeling_cnnrnn.cli.errors import user_errors
+from modeling_cnnrnn.cli.memory import keep_heap
 from modeling_cnnrnn.evaluation.arguments import CaptionImagesArguments, GenerationArguments
 from modeling_cnnrnn.evaluation.image_captions import caption_images, check_table, find_images, write_table
 from modeling_cnnrnn.models.error_messages_cnnrnn import printable
 
 
 def main():
+    keep_heap()
     args, generation = parse_arguments([CaptionImagesArguments, GenerationArguments], __doc__)
     transformers.logging.disable_progress_bar()  # loading the weights takes no time
     set_seed(generation.seed)

@@ -20,6 +20,7 @@ from accelerate.utils import set_seed
 from modeling_cnnrnn import CnnRnnForConditionalGeneration, CnnRnnProcessor
 from modeling_cnnrnn.cli.arguments import parse_arguments
 from modeling_cnnrnn.cli.errors import user_errors
+from modeling_cnnrnn.cli.memory import keep_heap
 from modeling_cnnrnn.data.batching import CaptionDataset
 from modeling_cnnrnn.data.loading import load_split
 from modeling_cnnrnn.data.shapes import scenes_of
@@ -36,6 +37,7 @@ logger = logging.getLogger("modeling_cnnrnn.examples.evaluate_captioner")
 
 
 def main():
+    keep_heap()
     (args,) = parse_arguments([EvaluationArguments], __doc__)
     logging.basicConfig(format="%(message)s")
     accelerator = create_accelerator(args.mixed_precision)

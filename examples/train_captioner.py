@@ -29,6 +29,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from modeling_cnnrnn.cli.arguments import parse_arguments
 from modeling_cnnrnn.cli.errors import RESUME_TRAINING, user_errors
+from modeling_cnnrnn.cli.memory import keep_heap
 from modeling_cnnrnn.data.shapes import scenes_of
 from modeling_cnnrnn.data.shapes.language import checker
 from modeling_cnnrnn.training.arguments import (
@@ -51,6 +52,7 @@ from modeling_cnnrnn.training.trainer import create_accelerator
 
 
 def main():
+    keep_heap()
     # 1. Options, from a recipe and the command line; those that have no effect together are refused
     data_args, model_args, args, stage_args = parse_arguments(
         [CaptionDataArguments, CaptionModelArguments, TrainingArguments, StageArguments], __doc__

@@ -4,6 +4,8 @@ from importlib import import_module
 
 import typer
 
+from .memory import keep_heap
+
 
 VERBS = {
     "caption": "Write sentences about images, folders, URLs, or a whole dataset.",
@@ -37,4 +39,5 @@ for _verb, _sentence in VERBS.items():
 
 def main() -> None:
     """Run the command line of the process."""
+    keep_heap()
     app(prog_name="cnnrnn")

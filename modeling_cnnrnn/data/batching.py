@@ -1,7 +1,6 @@
 """Make batches for training from a caption dataset: several captions of an image share one encoding of it."""
 
 import logging
-import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch.utils.data import Dataset
 
 from ..models.loss_cnnrnn import IGNORE_INDEX
 from ..models.processing_cnnrnn import CnnRnnProcessor, load_image
+from ..models.processor_checks_cnnrnn import needed_side
 from .reporting import left_out, some
 
 
@@ -84,7 +84,7 @@ class CaptionDataset(Dataset):
         self.augmentation = augmentation
         self.image_features = image_features
         self.broken = dict(broken or {})
-        self.needed_side = needed_side(processor.image_processor, augmentation) if draft else None
+        self.needed_side = needed_training_side(processor.image_processor, augmentation) if draft else None
         self.seed = seed
         self.epoch = 0
         self.max_length = max_length
@@ -180,25 +180,16 @@ class CaptionDataset(Dataset):
         return example
 
 
-def needed_side(image_processor, augmentation) -> int | None:
+def needed_training_side(image_processor, augmentation) -> int | None:
     """
-    Compute the side in pixels that a JPEG must keep when it is decoded at a part of its size.
+    Compute the side in pixels that a JPEG must keep when it is decoded at a part of its size, as [`needed_side`] does.
 
     Args:
         image_processor: the image processor that resizes the decoded image.
         augmentation: crops the image before that.
-
-    Returns:
-        The side, or `None` if the processor leaves the size of images alone.
     """
-    size = dict(image_processor.size or {}) if getattr(image_processor, "do_resize", False) else {}
-    sides = [size.get(name) or 0 for name in ("height", "width", "shortest_edge", "longest_edge")]
-    if not any(sides):
-        return None
-    share = getattr(image_processor, "crop_pct", None) or 1.0  # ConvNeXt cuts this share out of a larger image
-    if isinstance(augmentation, RandomResizedCrop):
-        share *= augmentation.smallest_side
-    return math.ceil(DRAFT_MARGIN * max(sides) / share)
+    share = augmentation.smallest_side if isinstance(augmentation, RandomResizedCrop) else 1.0
+    return needed_side(image_processor, DRAFT_MARGIN / share)
 
 
 def load_stored_image(

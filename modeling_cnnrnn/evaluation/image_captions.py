@@ -16,7 +16,6 @@ from PIL import Image
 from ..files import atomic_path, check_file_writable, write_text
 from ..models.error_messages_cnnrnn import shown
 from ..models.image_files_cnnrnn import CAMERA_RAW_SUFFIXES
-from ..models.image_loading_cnnrnn import load_image
 
 
 logger = logging.getLogger(__name__)
@@ -139,7 +138,7 @@ def caption_images(
         by_shape: dict[torch.Size, list[tuple[ImageCaptions, torch.Tensor]]] = defaultdict(list)
         for item in batch:
             try:
-                pixel_values = processor(images=load_image(item.source), return_tensors="pt")["pixel_values"]
+                pixel_values = processor(images=processor.load_image(item.source), return_tensors="pt")["pixel_values"]
                 by_shape[pixel_values.shape].append((item, pixel_values))
             except (OSError, ValueError) as error:
                 item.error = " ".join(str(error).split())

@@ -14,7 +14,6 @@ from PIL import Image
 from transformers import Pipeline
 
 from .generation_cnnrnn import sentence_mask
-from .image_loading_cnnrnn import load_image
 from .loading_cnnrnn import PRETRAINED_FOLDERS, explain_errors, find_pretrained
 from .processing_cnnrnn import CnnRnnProcessor
 from .processor_checks_cnnrnn import HUB_KWARGS
@@ -93,6 +92,8 @@ class ImageToTextPipeline(Pipeline):
             timeout (`float`, *optional*, defaults to 60): seconds that downloading an image may take.
             allow_private_addresses (`bool`, *optional*, defaults to `True`): whether a URL may be at a private, loopback
                 or link-local address. Pass `False` for URLs of strangers.
+            draft (`bool`, *optional*, defaults to `True`): whether a large JPEG file is decoded at a part of its size, see
+                [`CnnRnnProcessor`]. Pass `False` for exact pixels.
             batch_size (`int`, *optional*, defaults to 1): number of images that the model processes together.
 
         Returns:
@@ -131,8 +132,14 @@ class ImageToTextPipeline(Pipeline):
         return_scores=None,
         timeout=None,
         allow_private_addresses=None,
+        draft=None,
     ):
-        preprocess = {"prompt": prompt, "timeout": timeout, "allow_private_addresses": allow_private_addresses}
+        preprocess = {
+            "prompt": prompt,
+            "timeout": timeout,
+            "allow_private_addresses": allow_private_addresses,
+            "draft": draft,
+        }
         generate = {"max_new_tokens": max_new_tokens, "num_return_sequences": num_return_sequences}
         generate = {name: value for name, value in generate.items() if value is not None}
         for name in generate.keys() & (generate_kwargs or {}).keys():
@@ -142,7 +149,7 @@ class ImageToTextPipeline(Pipeline):
             forward["return_scores"] = return_scores
         return {name: value for name, value in preprocess.items() if value is not None}, forward, {}
 
-    def preprocess(self, image, prompt=None, timeout=None, allow_private_addresses=True):
+    def preprocess(self, image, prompt=None, timeout=None, allow_private_addresses=True, draft=True):
         if isinstance(image, Mapping):
             if "image" not in image:
                 raise ValueError(
@@ -152,7 +159,9 @@ class ImageToTextPipeline(Pipeline):
             image = image["image"]
         if prompt is not None and not isinstance(prompt, str):
             raise ValueError(f"`prompt` is {prompt!r}: pass one string for all images.")
-        image = load_image(image, timeout=timeout, name="inputs", allow_private_addresses=allow_private_addresses)
+        image = self.processor.load_image(
+            image, draft, timeout=timeout, name="inputs", allow_private_addresses=allow_private_addresses
+        )
         return self.processor(images=image, text=prompt, return_tensors="pt").to(self.model.dtype)
 
     def _forward(self, model_inputs, return_scores=False, **generate_kwargs):

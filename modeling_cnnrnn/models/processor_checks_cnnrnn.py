@@ -1,5 +1,6 @@
-"""Check that a processor which was loaded can work, by trying it, and that it belongs to the captioner beside it."""
+"""Check that a processor can work, by trying it, and belongs to the captioner beside it; and what it needs of a picture."""
 
+import math
 from os import PathLike
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 from PIL import Image
 from tokenizers import Tokenizer
 from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.image_processing_utils import get_size_dict
 
 from .error_messages_cnnrnn import shown
 from .loading_cnnrnn import CnnRnnLoadingError, Part
@@ -16,6 +18,28 @@ from .loading_cnnrnn import CnnRnnLoadingError, Part
 HUB_KWARGS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
 # An image of 1 x 10000 pixels whose shortest edge becomes 256 would have 655 million of them.
 MAX_RESIZED_PIXELS = 2**24
+
+
+def needed_side(image_processor: Any, margin: float, **options: Any) -> int | None:
+    """
+    Compute the side in pixels that a JPEG must keep when it is decoded at a part of its size.
+
+    Args:
+        image_processor: the image processor that resizes the decoded picture.
+        margin: how many times as large as its result the decoded picture has to be: the larger, the nearer to exact.
+        options: of the call, in place of those of the image processor.
+
+    Returns:
+        The side, or `None` if the size of pictures is left alone.
+    """
+    names = ("do_resize", "size", "crop_pct")
+    option = {name: options.get(name, getattr(image_processor, name, None)) for name in names}
+    if not option["do_resize"] or option["size"] is None:
+        return None
+    size = get_size_dict(option["size"], default_to_square=getattr(image_processor, "default_to_square", True))
+    sides = [size.get(name) or 0 for name in ("height", "width", "shortest_edge", "longest_edge")]
+    share = option["crop_pct"] or 1.0  # ConvNeXt cuts this share out of a larger image
+    return math.ceil(margin * max(sides) / share) or None
 
 
 def try_image_processor(image_processor: Any):
@@ -95,6 +119,7 @@ __all__ = [
     "MAX_RESIZED_PIXELS",
     "PROCESSOR_PARTS",
     "check_vocabulary",
+    "needed_side",
     "try_image_processor",
     "try_tokenizer",
 ]

@@ -24,7 +24,7 @@ from PIL import Image
 from torch.nn.functional import adaptive_avg_pool2d
 from tqdm.auto import tqdm
 
-from ..data.batching import RandomResizedCrop, load_stored_image, needed_side
+from ..data.batching import RandomResizedCrop, load_stored_image, needed_training_side
 from ..files import write_json
 from ..models.base_cnnrnn import CnnRnnPreTrainedModel
 from ..models.processing_cnnrnn import CnnRnnProcessor
@@ -99,7 +99,7 @@ class _View:
 
     def __post_init__(self):
         image_processor = self.processor.image_processor
-        self.needed_side = needed_side(image_processor, self.augmentation) if self.draft else None
+        self.needed_side = needed_training_side(image_processor, self.augmentation) if self.draft else None
 
     @property
     def suffix(self) -> str:

@@ -1,6 +1,7 @@
 """The processor: images of every kind to `pixel_values`, prompts to `input_ids`, captions to `labels`."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -347,3 +348,49 @@ def test_center_crop_keeps_the_shape_of_things(tokenizer):
     assert CnnRnnProcessor.from_image_size((8, 9), tokenizer)(images=image, return_tensors="pt").pixel_values.shape[
         2:
     ] == (8, 9)
+
+
+# --- Large JPEG files ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def large_jpeg(tmp_path_factory) -> Path:
+    """A JPEG of 1200 x 900 pixels with the spectrum of a photograph: noise whose amplitude falls with its frequency."""
+    rng = np.random.default_rng(0)
+    frequency = np.hypot(np.fft.fftfreq(900)[:, None], np.fft.rfftfreq(1200)[None])
+    frequency[0, 0] = 1
+    layers = [
+        np.fft.irfft2(np.exp(2j * np.pi * rng.random(frequency.shape)) / frequency, (900, 1200)) for _ in range(3)
+    ]
+    gray, *_ = layers = [128 + 48 * (layer - layer.mean()) / layer.std() for layer in layers]
+    pixels = np.stack([0.8 * gray + 0.2 * layer for layer in layers], axis=-1)
+    path = tmp_path_factory.mktemp("photographs") / "large.jpg"
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, quality=90)
+    return path
+
+
+def test_a_large_jpeg_is_decoded_at_a_part_of_its_size_and_hardly_differs(large_jpeg, tokenizer):
+    processor = CnnRnnProcessor.from_image_size(150, tokenizer, True, image_mean=(0, 0, 0), image_std=(1, 1, 1))
+    assert processor.load_image(large_jpeg).size == (600, 450)
+    assert processor.load_image(large_jpeg, draft=False).size == (1200, 900)
+    exact = processor(images=large_jpeg, draft=False, return_tensors="pt")["pixel_values"]
+    for image in (large_jpeg, large_jpeg.read_bytes()):
+        difference = (processor(images=image, return_tensors="pt")["pixel_values"] - exact).abs()
+        assert 0 < difference.mean() < 0.002
+    assert torch.equal(processor(images=Image.open(large_jpeg), return_tensors="pt")["pixel_values"], exact)
+
+
+@pytest.mark.parametrize("options", [{"size": {"shortest_edge": 151}}, {"do_resize": False}], ids=["large", "as it is"])
+def test_what_is_hardly_resized_is_decoded_whole(large_jpeg, tokenizer, options):
+    processor = CnnRnnProcessor.from_image_size(150, tokenizer, center_crop=True)
+    drafted, exact = (
+        processor(images=large_jpeg, draft=draft, return_tensors="pt", **options)["pixel_values"]
+        for draft in (True, False)
+    )
+    assert torch.equal(drafted, exact)
+
+
+def test_an_image_that_somebody_has_opened_keeps_its_size(large_jpeg, tokenizer):
+    image = Image.open(large_jpeg)
+    CnnRnnProcessor.from_image_size(24, tokenizer)(images=image)
+    assert image.size == (1200, 900)
