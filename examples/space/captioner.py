@@ -103,18 +103,26 @@ class Captioner:
             sequences, encoder_outputs, output_attentions=True, num_prompt_tokens=num_given - 1
         )
         seen = self.seen_part(picture)
+        offset = self._offset_of_cells(seen) if self.has_attention else (0.0, 0.0)
         sentences = []
         for index, mask in enumerate(scores.mask):
             log_probs = scores.log_probs[index, mask].tolist()
             attention = None if scores.attentions is None else scores.attentions[index, mask].cpu().numpy()
             ids = sequences[index, : num_given + len(log_probs)].tolist()
-            sentences.append(self._sentence(ids, log_probs, attention, seen))
+            sentences.append(self._sentence(ids, log_probs, attention, seen, offset))
         return sentences if temperature is None else sorted(sentences, key=lambda s: -s.log_probability)
 
     def seen_part(self, picture: Image.Image | bytes) -> Image.Image:
         """Return the picture as the CNN sees it: cropped and resized, with its colours."""
         pixels = self.processor(images=picture, do_rescale=False, do_normalize=False, return_tensors="np").pixel_values
         return Image.fromarray(pixels[0].transpose(1, 2, 0).clip(0, 255).astype(np.uint8))
+
+    def _offset_of_cells(self, seen: Image.Image) -> tuple[float, float]:
+        """Measure how far below and right of its place a cell of the CNN looks, in cells; padding shifts it."""
+        if not hasattr(self.model.get_encoder(), "cell_centers"):  # the code of an older captioner
+            return 0.0, 0.0
+        rows, columns = self.model.get_encoder().cell_centers(seen.height, seen.width)
+        return len(rows) * float(rows[0]) - 0.5, len(columns) * float(columns[0]) - 0.5
 
     def _prepare(self, picture: Image.Image | bytes, prompt: str):
         try:
@@ -126,7 +134,7 @@ class Captioner:
         return inputs.to(self.model.device)
 
     def _sentence(
-        self, ids: list[int], log_probs: list[float], attention: np.ndarray | None, seen: Image.Image
+        self, ids: list[int], log_probs: list[float], attention: np.ndarray | None, seen: Image.Image, offset
     ) -> Sentence:
         """Make the sentence of tokens of which the last ones, with these log-probabilities and attention, were written."""
         start = len(ids) - len(log_probs)
@@ -138,17 +146,18 @@ class Captioner:
             if word:
                 words.append(word)
                 probabilities.append(math.exp(log_prob))
-                if attention is not None and (veiled := veil(seen, attention[index])) is not None:
+                if attention is not None and (veiled := veil(seen, attention[index], offset)) is not None:
                     maps.append(veiled)
         return Sentence(texts[-1], sum(log_probs), words, probabilities, maps)
 
 
-def veil(picture: Image.Image, attention: np.ndarray) -> Image.Image | None:
+def veil(picture: Image.Image, attention: np.ndarray, offset: tuple[float, float] = (0.0, 0.0)) -> Image.Image | None:
     """
     Darken a picture where the model does not look.
 
     Args:
         attention: weights of the regions, `(num_regions,)`, row by row.
+        offset: how far below and right of their places the regions are, in regions.
 
     Returns:
         The veiled picture, enlarged if it is small; `None` if the regions are no grid.
@@ -158,7 +167,9 @@ def veil(picture: Image.Image, attention: np.ndarray) -> Image.Image | None:
         return None
     scale = max(1, MIN_TILE_SIZE // max(picture.size))  # a drawn picture stays as it is, pixel by pixel
     picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
-    grid = Image.fromarray(attention.reshape(-1, columns) / attention.max())
-    light = np.asarray(grid.resize(picture.size, Image.Resampling.BICUBIC)).clip(0, 1)
+    grid = np.pad(attention.reshape(-1, columns) / attention.max(), 1, mode="edge")
+    top, left = (1 - min(max(shift, -1.0), 1.0) for shift in offset)
+    part = (left, top, left + grid.shape[1] - 2, top + grid.shape[0] - 2)
+    light = np.asarray(Image.fromarray(grid).resize(picture.size, Image.Resampling.BICUBIC, part)).clip(0, 1)
     visible = 1 - VEIL_OPACITY * (1 - light)
     return Image.fromarray((np.asarray(picture) * visible[..., None]).astype(np.uint8))

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from PIL import Image
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 from transformers.modeling_outputs import BaseModelOutput
@@ -19,6 +20,8 @@ from ..data.batching import CaptionDataset, collate_captions
 from ..metrics import CaptionScores, caption_metrics
 from ..models.loss_cnnrnn import IGNORE_INDEX
 from ..models.modeling_cnnrnn import CnnRnnForConditionalGeneration
+from ..models.processing_cnnrnn import CnnRnnProcessor
+from ..models.receptive_field_cnnrnn import place_maps
 
 
 @dataclass
@@ -33,6 +36,7 @@ class GeneratedCaption:
         words: the sentence's tokens, with the end token if it was generated.
         word_probabilities: the probability of each of `words`.
         attention: attention map of each of `words`, `(num_words, height, width)`, for models with attention.
+        cell_centers: where the rows and the columns of these maps look, in parts of the picture that the CNN sees.
     """
 
     row: int
@@ -41,6 +45,14 @@ class GeneratedCaption:
     words: list[str] = field(default_factory=list)
     word_probabilities: list[float] = field(default_factory=list)
     attention: np.ndarray | None = None
+    cell_centers: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    @property
+    def placed_attention(self) -> np.ndarray | None:
+        """The attention maps of twice as many rows and columns, placed where the cells look, to be laid over the picture."""
+        if self.attention is None or self.cell_centers is None:
+            return self.attention
+        return place_maps(torch.from_numpy(self.attention), self.cell_centers, upsampling=2).numpy()
 
 
 @dataclass
@@ -156,6 +168,7 @@ def _generate_batch(
     # one pass over the finished sentences gives their probabilities and attention, whatever the way of decoding
     scores = model.score_sentences(sequences, encoder_outputs, output_attentions=with_attention)
     texts = processor.batch_decode(sequences, skip_special_tokens=True)
+    centers = None if scores.attentions is None else _cell_centers(model, processor)
     for index, row in enumerate(rows):
         is_token = scores.mask[index]
         log_probabilities = scores.log_probs[index][is_token]
@@ -165,14 +178,24 @@ def _generate_batch(
             log_probabilities.sum().item(),
             processor.tokenizer.convert_ids_to_tokens(sequences[index, 1:][is_token].tolist()),
             log_probabilities.exp().tolist(),
-            _square_maps(scores.attentions[index][is_token]) if scores.attentions is not None else None,
+            _maps(scores.attentions[index][is_token], centers) if centers is not None else None,
+            centers,
         )
 
 
-def _square_maps(attentions: torch.Tensor) -> np.ndarray | None:
-    """Attention over regions `(num_words, num_regions)` as maps `(num_words, side, side)`; `None` if no square fits."""
-    side = math.isqrt(attentions.shape[-1])
-    return attentions.float().cpu().numpy().reshape(-1, side, side) if side**2 == attentions.shape[-1] else None
+def _cell_centers(
+    model: CnnRnnForConditionalGeneration, processor: CnnRnnProcessor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Find where the cells look in pictures of the size that the processor makes."""
+    pixel_values = processor(images=Image.new("RGB", (64, 64)), return_tensors="np")["pixel_values"]
+    return model.get_encoder().cell_centers(*pixel_values.shape[2:])
+
+
+def _maps(attentions: torch.Tensor, centers: tuple[torch.Tensor, torch.Tensor]) -> np.ndarray | None:
+    """Attention over regions `(num_words, num_regions)` as maps `(num_words, height, width)`; `None` if they do not fit."""
+    height, width = (len(axis) for axis in centers)
+    fits = attentions.shape[-1] == height * width
+    return attentions.float().cpu().numpy().reshape(-1, height, width) if fits else None
 
 
 def score_captions(

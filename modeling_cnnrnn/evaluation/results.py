@@ -167,7 +167,7 @@ def _draw_attention(path: Path, dataset: CaptionDataset, scored: ScoredCaptions,
     if best and all(caption.attention is not None and caption.caption for caption in best):
         images = [load_stored_image(dataset.images[caption.row]["image"]) for caption in best]
         words = [caption.words[: len(caption.caption.split())] for caption in best]
-        save_attention_figure(path, images, words, [np.asarray(caption.attention) for caption in best])
+        save_attention_figure(path, images, words, [np.asarray(caption.placed_attention) for caption in best])
 
 
 def write_per_image(
@@ -196,7 +196,7 @@ def write_page(path: Path, dataset: CaptionDataset, scored: ScoredCaptions, size
             scored.references[caption.row],
             [math.log(max(p, 1e-12)) for p in caption.word_probabilities],
             scored.right[index] if scored.right is not None else None,
-            caption.attention,
+            caption.placed_attention,
             dataset.image_ids[caption.row],
             caption.words,
         )

@@ -4,6 +4,7 @@ The image encoder: a CNN, and the projection of its regions into the space of th
     pixel_values (B, 3, H, W) -> CNN -> image_features (B, R, C) -> projection -> regions (B, R, E)
 """
 
+import copy
 from collections.abc import Iterator
 
 import torch
@@ -16,6 +17,7 @@ from transformers.utils import can_return_tuple
 from .base_cnnrnn import CnnRnnPreTrainedModel
 from .configuration_base_cnnrnn import CnnRnnPreTrainedConfig
 from .configuration_cnnrnn import CnnRnnConfig
+from .receptive_field_cnnrnn import measure_cell_centers
 
 
 class CnnRnnImageEncoder(CnnRnnPreTrainedModel):
@@ -25,6 +27,7 @@ class CnnRnnImageEncoder(CnnRnnPreTrainedModel):
         super().__init__(config)
         self.cnn = AutoModel.from_config(config.encoder)
         self.checkpoint = _Checkpoint()
+        self._centers: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
 
     @torch.no_grad()
     def _num_feature_channels(self) -> int:
@@ -64,6 +67,8 @@ class CnnRnnImageEncoder(CnnRnnPreTrainedModel):
         super().train(mode)
         if not any(parameter.requires_grad for parameter in self.cnn.parameters()):
             self.cnn.eval()
+        elif mode:
+            self._centers.clear()
         for module in self.cnn.modules():
             is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
             if is_norm and not any(parameter.requires_grad for parameter in module.parameters()):
@@ -100,6 +105,27 @@ class CnnRnnImageEncoder(CnnRnnPreTrainedModel):
             with _CheckpointedBlocks(self.cnn, self.checkpoint):
                 return self._feature_map(self.cnn, pixel_values, output_hidden_states)
         return self._feature_map(self.cnn, pixel_values, output_hidden_states)
+
+    def cell_centers(self, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Return where the cells of the feature map look, measured once for each size of pictures, until the CNN is trained further.
+
+        Returns:
+            The middles of the rows `(H',)` and of the columns `(W',)`, in parts of the height and the width.
+        """
+        if (height, width) not in self._centers:
+            num_channels = getattr(self.config.encoder, "num_channels", 3)
+            # in float32: processors are slow at gradients of half precision, or have none
+            cnn = self.cnn if self.cnn.dtype == torch.float32 else copy.deepcopy(self.cnn).float()
+            picture = torch.zeros(1, num_channels, height, width, device=self.device)
+            mode = self.training
+            cnn.eval()
+            try:
+                rows, columns = measure_cell_centers(lambda pictures: self._feature_map(cnn, pictures)[0], picture)
+            finally:
+                self.train(mode)
+            self._centers[height, width] = rows / height, columns / width
+        return self._centers[height, width]
 
     def _check_pixel_values(self, pixel_values: torch.Tensor):
         num_channels = getattr(self.config.encoder, "num_channels", 3)

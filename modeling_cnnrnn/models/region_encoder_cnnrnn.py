@@ -16,7 +16,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .configuration_alignment_cnnrnn import CnnRnnAlignmentConfig
 from .encoder_cnnrnn import CnnRnnImageEncoder
-from .receptive_field_cnnrnn import measure_cell_centers, nominal_stride
+from .receptive_field_cnnrnn import nominal_stride
 from .regions_cnnrnn import Grid, grid_boxes, pad_boxes, pool_boxes
 
 
@@ -59,7 +59,6 @@ class CnnRnnRegionEncoder(CnnRnnImageEncoder):
             self.reduction = nn.Linear(num_channels, config.reduced_feature_size).requires_grad_(False)
         self.projection = nn.Linear(config.reduced_feature_size or num_channels, config.embedding_size)
         self.dropout = nn.Dropout1d(config.feature_dropout)
-        self._centers: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
         self.post_init()
 
     def train(self, mode: bool = True):
@@ -110,25 +109,6 @@ class CnnRnnRegionEncoder(CnnRnnImageEncoder):
                 "with `get_encoder().get_image_features` of this model."
             )
         return image_features
-
-    def cell_centers(self, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """
-        Return where the cells of the feature map look, measured once for each size of pictures.
-
-        Returns:
-            The middles of the rows `(H',)` and of the columns `(W',)`, in parts of the height and the width.
-        """
-        if (height, width) not in self._centers:
-            num_channels = getattr(self.config.encoder, "num_channels", 3)
-            picture = next(self.cnn.parameters()).new_zeros(1, num_channels, height, width)
-            mode = self.training
-            self.eval()
-            try:
-                rows, columns = measure_cell_centers(lambda pictures: self._feature_map(self.cnn, pictures)[0], picture)
-            finally:
-                self.train(mode)
-            self._centers[height, width] = rows / height, columns / width
-        return self._centers[height, width]
 
     def forward(
         self,

@@ -40,6 +40,10 @@ def test_attention_maps_have_one_place_for_each_region(pictures, processor, make
     for caption in evaluation.captions[0]:
         assert caption.attention.shape == (len(caption.words), 4, 4)
         assert np.allclose(caption.attention.sum((1, 2)), 1, atol=1e-5)
+        assert caption.placed_attention.shape == (len(caption.words), 8, 8)
+        rows, columns = caption.cell_centers  # half a cell above and left of the middles of a ResNet's cells
+        assert np.allclose(4 * rows.numpy(), np.arange(4), atol=0.35)
+        assert np.allclose(4 * columns.numpy(), np.arange(4), atol=0.35)
 
 
 def test_the_loss_of_a_dataset_does_not_depend_on_its_batches(pictures, processor, captioner):
@@ -50,6 +54,7 @@ def test_the_loss_of_a_dataset_does_not_depend_on_its_batches(pictures, processo
 
 def test_each_image_is_encoded_once_whatever_is_asked(pictures, processor, make_model):
     model = make_model(attention_type="additive", vocab_size=len(processor.tokenizer))
+    model.get_encoder().cell_centers(32, 32)  # measured with pictures of noise, once
     encoded = []
     model.get_encoder().cnn.register_forward_hook(lambda _, inputs, __: encoded.append(len(inputs[0])))
     generation = [{"num_beams": num_beams} for num_beams in (1, 3, 5)]

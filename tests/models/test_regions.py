@@ -10,7 +10,7 @@ from transformers import AutoModel, BitImageProcessorPil, ConvNextConfig, RegNet
 
 from modeling_cnnrnn import CnnRnnAlignmentConfig, CnnRnnForImageTextRetrieval
 from modeling_cnnrnn.models.image_view_cnnrnn import find_view
-from modeling_cnnrnn.models.receptive_field_cnnrnn import measure_cell_centers
+from modeling_cnnrnn.models.receptive_field_cnnrnn import measure_cell_centers, place_maps
 from modeling_cnnrnn.models.regions_cnnrnn import pad_boxes, pool_boxes
 
 
@@ -52,6 +52,19 @@ def test_cells_look_where_arithmetic_says(config, layers, size):
     for measured in (rows, columns):
         expected = torch.tensor(centers_by_arithmetic(layers, len(measured)))
         assert float((measured - expected).abs().max()) < 0.1 * stride  # the naive reading is off by half of it
+
+
+def test_a_map_is_placed_where_its_cells_look():
+    """A map that says where each cell looks says, once placed, where each part of the picture is."""
+    rows, columns = torch.arange(4) / 4 + 0.02, torch.arange(8) / 8 + 0.05
+    for maps, axis in ((rows[:, None].expand(4, 8), 0), (columns.expand(4, 8), 1)):
+        placed = place_maps(maps[None], (rows, columns), upsampling=3)[0]
+        assert placed.shape == (12, 24)
+        parts = (torch.arange(placed.shape[axis]) + 0.5) / placed.shape[axis]
+        expected = parts.clamp(maps.min(), maps.max())
+        assert_close(placed.mean(dim=1 - axis), expected)
+        assert_close(placed, expected.view(-1, 1).expand(12, 24) if axis == 0 else expected.expand(12, 24))
+    assert torch.equal(place_maps(torch.ones(2, 1, 1), (rows[:1], columns[:1]), 2), torch.ones(2, 2, 2))
 
 
 def test_cells_are_measured_once_and_the_cnn_stays_as_it_was(make_region_model, pixel_values):
