@@ -36,6 +36,12 @@ class CardArguments:
     """State facts for the card that no file of the training holds."""
 
     license: str | None = field(default=None, metadata={"help": "Licence of the weights, such as apache-2.0."})
+    license_name: str | None = field(
+        default=None, metadata={"help": "Name of a licence that the Hub does not know; with --license other."}
+    )
+    license_link: str | None = field(
+        default=None, metadata={"help": "Text of that licence: a file of the repository, or a URL."}
+    )
     language: str | None = field(default=None, metadata={"help": "Language of the captions, such as en."})
     tags: list[str] | None = field(default=None, metadata={"help": "Further tags of the model on the Hub."})
     base_model: str | None = field(
@@ -46,4 +52,7 @@ class CardArguments:
     dataset_license: str | None = field(default=None, metadata={"help": "Licence of the training data."})
     dataset_description: str | None = field(
         default=None, metadata={"help": "A sentence about the origin of the training data."}
+    )
+    limits: list[str] | None = field(
+        default=None, metadata={"help": "Sentences about what the captioner gets wrong, beside those that are measured."}
     )

@@ -30,7 +30,9 @@ def card_metadata(facts: dict[str, Any], tags: list[str]) -> ModelCardData:
     return ModelCardData(
         library_name="transformers",
         pipeline_tag="image-to-text",
-        license=facts["license"],
+        license=facts["license"]["id"],
+        license_name=facts["license"]["name"],
+        license_link=facts["license"]["link"],
         language=facts["language"],
         base_model=facts["base_model"],
         datasets=[dataset["id"]] if dataset["id"] else None,

@@ -80,13 +80,11 @@ picture = Image.new("RGB", (256, 256), "grey")
 # the caption of a picture that shows nothing
 GREY = Use(
     "A grey picture",
-    """from transformers import AutoModelForImageTextToText, AutoProcessor
+    """from modeling_cnnrnn import pipeline
 
-processor = AutoProcessor.from_pretrained("{model}", trust_remote_code=True)
-model = AutoModelForImageTextToText.from_pretrained("{model}", trust_remote_code=True)
-inputs = processor(images=picture, return_tensors="pt")
-print(processor.batch_decode(model.generate(**inputs), skip_special_tokens=True)[0])
+print(pipeline("image-to-text", model="{model}")(picture)[0]["generated_text"])
 """,
+    needs_package=True,
 )
 
 

@@ -33,6 +33,8 @@ def write_model_card(
     repo_id: str | None = None,
     output_dir: str | os.PathLike | None = None,
     license: str | None = None,
+    license_name: str | None = None,
+    license_link: str | None = None,
     language: str | None = None,
     tags: list[str] | None = None,
     base_model: str | None = None,
@@ -40,6 +42,7 @@ def write_model_card(
     dataset_title: str | None = None,
     dataset_license: str | None = None,
     dataset_description: str | None = None,
+    limits: list[str] | None = None,
     command: str | None = None,
     repository: str | os.PathLike | None = None,
 ) -> Path:
@@ -50,9 +53,10 @@ def write_model_card(
         folder: the results of `train_captioner.py`, and of `evaluate_captioner.py` in `evaluation` there.
         repo_id: the captioner's name on the Hub; by default the card uses the name of `folder`.
         output_dir: folder of the card; `folder` by default.
-        license, language, tags, base_model: metadata of the Hub. `base_model` is by default the CNN that the training
-            started from, if it came from the Hub.
+        license, license_name, license_link, language, tags, base_model: metadata of the Hub. `base_model` is by default
+            the CNN that the training started from, if it came from the Hub.
         dataset_id, dataset_title, dataset_license, dataset_description: facts about the training data.
+        limits: sentences about what the captioner gets wrong, beside those that are measured.
         command: the command that makes the card again, for its last line.
         repository: folder of config.json, the weights and the processor; `folder` by default.
 
@@ -75,7 +79,8 @@ def write_model_card(
         "title": (repo_id or redaction.model).split("/")[-1],
         "repo_id": repo_id,
         "output_dir": redaction.redact(str(output_dir)),
-        "license": license,
+        "license": {"id": license, "name": license_name, "link": license_link},
+        "limits": redaction.redact(limits or []),
         "dataset": describe_dataset(
             facts, dataset_id, dataset_title, dataset_license, redaction.redact(dataset_description)
         ),

@@ -228,6 +228,16 @@ def test_shapes_are_described_with_what_was_invented_about_them(copy):
     assert ModelCard(text).data.language == "en"
 
 
+def test_a_licence_of_its_own_and_known_mistakes_are_told(copy):
+    limits = ["It calls a kite a bird.", "It counts no further than two."]
+    licence = {"license": "other", "license_name": "for-research", "license_link": "LICENSE"}
+    text = write_model_card(copy, **licence, limits=limits).read_text()
+    data = ModelCard(text).data
+    assert (data.license, data["license_name"], data["license_link"]) == ("other", "for-research", "LICENSE")
+    assert "Licence of the weights: [for-research](LICENSE)." in text
+    assert "\n- ".join(["", *limits, "It knows the"]) in text.partition("## Limits")[2]
+
+
 def test_energy_comes_from_codecarbon(copy):
     header = "timestamp,emissions,energy_consumed,country_name,cpu_model,gpu_model"
     (copy / "emissions.csv").write_text(f"{header}\n1,0.001,0.002,Norway,A CPU,\n2,0.002,0.01,Norway,A CPU,\n")
