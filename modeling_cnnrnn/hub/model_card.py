@@ -42,6 +42,7 @@ def write_model_card(
     dataset_title: str | None = None,
     dataset_license: str | None = None,
     dataset_description: str | None = None,
+    show_pictures: bool = True,
     limits: list[str] | None = None,
     command: str | None = None,
     repository: str | os.PathLike | None = None,
@@ -56,6 +57,7 @@ def write_model_card(
         license, license_name, license_link, language, tags, base_model: metadata of the Hub. `base_model` is by default
             the CNN that the training started from, if it came from the Hub.
         dataset_id, dataset_title, dataset_license, dataset_description: facts about the training data.
+        show_pictures: whether to show pictures of the evaluation, with the sentences about them.
         limits: sentences about what the captioner gets wrong, beside those that are measured.
         command: the command that makes the card again, for its last line.
         repository: folder of config.json, the weights and the processor; `folder` by default.
@@ -89,7 +91,7 @@ def write_model_card(
     }
     facts["language"] = language or ("en" if facts["dataset"]["name"] == "shapes" else None)
     with whole_folder(output_dir / PICTURES) as pictures:
-        facts |= _add_pictures(folder, pictures)
+        facts |= _add_pictures(folder, pictures, show_pictures)
         picture = pictures / Path(facts["first_picture"]).name if facts["first_picture"] else None
         facts |= run_uses(repository, redaction.model, picture)
         text = f"---\n{card_metadata(facts, tags or []).to_yaml()}\n---\n\n{_render(facts)}\n"
@@ -107,14 +109,14 @@ def _check(folder: Path, repo_id: str | None) -> None:
         validate_repo_id(repo_id)
 
 
-def _add_pictures(folder: Path, pictures: Path) -> dict[str, Any]:
+def _add_pictures(folder: Path, pictures: Path, show_evaluation: bool) -> dict[str, Any]:
     """Copy the pictures of the card, and name them."""
-    groups = copy_pictures(folder, pictures)
+    groups = copy_pictures(folder, pictures) if show_evaluation else {}
     curves = "training_curves.png"
     if (folder / curves).is_file():
         shutil.copyfile(folder / curves, pictures / curves)
     attention = folder / "evaluation" / "pictures" / ATTENTION_FIGURE
-    if attention.is_file():
+    if show_evaluation and attention.is_file():
         shutil.copyfile(attention, pictures / ATTENTION_FIGURE)
     return {
         "groups": groups,

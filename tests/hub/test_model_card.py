@@ -238,6 +238,13 @@ def test_a_licence_of_its_own_and_known_mistakes_are_told(copy):
     assert "\n- ".join(["", *limits, "It knows the"]) in text.partition("## Limits")[2]
 
 
+def test_pictures_that_may_not_be_copied_are_left_out(copy):
+    text = write_model_card(copy, show_pictures=False).read_text()
+    assert [path.name for path in (copy / "card").iterdir()] == ["training_curves.png"]
+    assert "Pictures and sentences" not in headings(text)
+    assert {"Results", "Limits and biases"} <= set(headings(text))
+
+
 def test_energy_comes_from_codecarbon(copy):
     header = "timestamp,emissions,energy_consumed,country_name,cpu_model,gpu_model"
     (copy / "emissions.csv").write_text(f"{header}\n1,0.001,0.002,Norway,A CPU,\n2,0.002,0.01,Norway,A CPU,\n")
