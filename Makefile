@@ -9,7 +9,7 @@ SOURCES := modeling_cnnrnn examples tests
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo test test-fast test-oldest test-slow test-java test-space fuzz benchmark-alignment benchmark-metrics benchmark-training card quality style clean
+.PHONY: help install demo test test-fast test-oldest test-slow test-java test-space fuzz benchmark-alignment benchmark-metrics benchmark-training pretrained card quality style clean
 
 help:  ## What this file can do
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 20
@@ -67,6 +67,12 @@ benchmark-metrics: install  ## Speed of the metrics beside pycocoevalcap's
 
 benchmark-training: install  ## Speed of a training step, and of what feeds it, beside the plain ways
 	OMP_NUM_THREADS=1 $(BIN)/python examples/benchmarks/benchmark_training.py
+
+FLICKR8K ?= flickr8k
+MOBILENET ?= mobilenet-v2
+pretrained: $(VENV)/.train  ## Train the captioner of the package again: FLICKR8K=folder MOBILENET=folder; hours, resumable
+	OMP_NUM_THREADS=1 $(BIN)/python examples/train_pretrained.py --dataset_name $(FLICKR8K) \
+		--encoder_name_or_path $(MOBILENET) --output_dir outputs/pretrained
 
 card: $(VENV)/.train  ## The model card that hub_card/README.md shows, from the demo
 	$(BIN)/cnnrnn card --model_name_or_path $(OUTPUT) --repo_id me/shapes-captioner --license apache-2.0 \

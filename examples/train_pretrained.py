@@ -9,7 +9,6 @@ in float16 and with its card. A run that was stopped resumes with the same comma
 """
 
 import json
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -27,9 +26,9 @@ from modeling_cnnrnn.pretrained import DEFAULT_CAPTIONER, FOLDERS
 RECIPES = Path(__file__).parent / "recipes"
 # small enough for a package, and as good as twice the size
 SIZES = ["--hidden_size", 320, "--embedding_size", 320]
-FILES = ("generation_config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json")
-
-
+FILES = ("config.json", "generation_config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json")
+# entries of these files: code beside them, and the classes that the CNN was trained on
+LEFT_OUT = ("auto_map", "custom_pipelines", "id2label", "label2id")
 SOURCES = (
     "Photographs with five English sentences each. The vocabulary is of the training sentences; no photograph and no sentence "
     "is in the captioner. Its CNN, MobileNetV2 1.0, was trained on ImageNet: google-coral/test_data's "
@@ -69,7 +68,7 @@ def main():
             evaluate(args, folder, evaluation)
         results[folder] = json.loads((evaluation / "eval_results.json").read_text())["results"]["beam 3"]["CIDEr"]
         print(f"Seed {seed}: CIDEr {results[folder]:.4f} with beam 3")
-    best = max(results, key=results.get)
+    best = max(results, key=lambda folder: results[folder])
     pack(best, Path(args.captioner_dir))
     # the scores on the card are those of the packed weights, and from images, not from stored features
     evaluate(args, args.captioner_dir, best / "evaluation")
@@ -79,7 +78,7 @@ def main():
 def train(args: PretrainedArguments, seed: int) -> Path:
     """Train one seed in two stages, each only if it is not done; returns the folder of the captioner."""
     folders = [Path(args.output_dir) / f"seed-{seed}" / stage for stage in ("cross_entropy", "self_critical")]
-    start = [
+    start: list[list] = [
         ["flickr8k_attention.json", "--encoder_name_or_path", args.encoder_name_or_path, *SIZES],
         ["flickr8k_self_critical.json", "--model_name_or_path", folders[0], "--num_beams", 3],
     ]
@@ -118,14 +117,13 @@ def pack(captioner: Path, target: Path) -> None:
         target: folder of the packed captioner; other files there stay.
     """
     for name in FILES:
-        with atomic_path(target / name) as path:
-            shutil.copyfile(captioner / name, path)
-    config = json.loads((captioner / "config.json").read_text(encoding="utf-8"))
-    for name in ("auto_map", "custom_pipelines"):
-        config.pop(name, None)
-    for name in ("id2label", "label2id"):  # the classes that the CNN was trained on
-        config["encoder"].pop(name, None)
-    write_json(target / "config.json", config | {"dtype": "float32"})
+        content = json.loads((captioner / name).read_text(encoding="utf-8"))
+        for part in (content, *(value for value in content.values() if isinstance(value, dict))):
+            for entry in LEFT_OUT:
+                part.pop(entry, None)
+        if name == "config.json":
+            content["dtype"] = "float32"
+        write_json(target / name, content)
     weights = load_file(captioner / "model.safetensors")
     halved = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
     with atomic_path(target / "model.safetensors") as path:

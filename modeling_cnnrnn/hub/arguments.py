@@ -54,8 +54,10 @@ class CardArguments:
         default=None, metadata={"help": "A sentence about the origin of the training data."}
     )
     show_pictures: bool = field(
-        default=True, metadata={"help": "Whether to show pictures of the evaluation; false where they may not be copied."}
+        default=True,
+        metadata={"help": "Whether to show pictures of the evaluation; false where they may not be copied."},
     )
     limits: list[str] | None = field(
-        default=None, metadata={"help": "Sentences about what the captioner gets wrong, beside those that are measured."}
+        default=None,
+        metadata={"help": "Sentences about what the captioner gets wrong, beside those that are measured."},
     )
