@@ -102,6 +102,22 @@ def test_a_training_that_was_killed_goes_on_bit_by_bit(pictures, tmp_path, monke
         assert torch.equal(weights(stopped / "checkpoint-8")[name], tensor)
     assert CnnRnnForImageTextRetrieval.from_pretrained(stopped).config.rnn_type == "window"
 
+    # what the page that evaluates makes of it: an ensemble of twice the same model has its ranks
+    run(
+        "evaluate_alignment",
+        dataset_name=pictures,
+        split="validation",
+        output_dir=tmp_path / "one",
+        model_name_or_path=[stopped],
+    )
+    models = {"model_name_or_path": [stopped, stopped], "hub_split": "train"}
+    run("evaluate_alignment", dataset_name=pictures, split="validation", output_dir=tmp_path / "two", **models)
+    one, two = (json.loads((tmp_path / name / "eval_results.json").read_text()) for name in ("one", "two"))
+    assert one["alignment"] == two["alignment"]
+    assert one["alignment"]["rsum"] == pytest.approx(states[0]["evaluations"][-1]["rsum"])
+    assert two["less hubs"]["text_to_image_R@1"] == one["alignment"]["text_to_image_R@1"]
+    assert "comes first for each image" in (tmp_path / "one" / "gallery.html").read_text()
+
 
 def batch_of(trainer, *rows: int) -> dict:
     trainer.stage = trainer.stage_at(0)

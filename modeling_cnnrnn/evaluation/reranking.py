@@ -1,0 +1,104 @@
+"""Rank the first hundred results of an alignment a second time, by how probable a captioner finds each caption."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from tqdm.auto import tqdm
+from transformers.modeling_outputs import BaseModelOutput
+
+from ..data.batching import CaptionDataset
+from ..metrics.retrieval import retrieval_metrics
+from ..models.modeling_cnnrnn import CnnRnnForConditionalGeneration
+
+
+@torch.inference_mode()
+def caption_log_probs(
+    captioner: CnnRnnForConditionalGeneration,
+    dataset: CaptionDataset,
+    rows: Sequence[int],
+    captions: Sequence[str],
+    pairs: np.ndarray,
+    progress: Callable = tqdm,
+) -> np.ndarray:
+    """
+    Compute how much more probable captions are for images than for the mean image.
+
+    A sentence of frequent words is probable for any image; its log-probability for the mean of the features of all images is
+    subtracted (the mutual information of image and sentence, https://arxiv.org/abs/1510.03055).
+
+    Args:
+        captioner: the captioner.
+        dataset: images or stored features, prepared by the processor of the captioner.
+        rows: row of each image.
+        captions: the sentences.
+        pairs: which images and captions to compare, `(num_images, num_captions)`.
+        progress: shows the progress over images, as `tqdm` does.
+
+    Returns:
+        `(num_images, num_captions)`, in nats; 0 where `pairs` is false.
+    """
+    captioner.eval()
+    start = torch.tensor([captioner.generation_config.decoder_start_token_id])
+    ids = [torch.cat([start, torch.tensor(row)]) for row in dataset.processor.encode_captions(list(captions))]
+    regions = [_regions(captioner, dataset[row]) for row in progress(rows, desc="Encoding", unit="image", leave=False)]
+    prior = _log_probs(captioner, torch.stack(regions).mean(dim=0), ids)
+    result = np.zeros(pairs.shape, np.float32)
+    for place, image in enumerate(progress(regions, desc="Reranking", unit="image", leave=False)):
+        chosen = np.flatnonzero(pairs[place])
+        if len(chosen):
+            result[place, chosen] = _log_probs(captioner, image, [ids[index] for index in chosen]) - prior[chosen]
+    return result
+
+
+def _regions(captioner: CnnRnnForConditionalGeneration, example: dict) -> torch.Tensor:
+    name = "image_features" if "image_features" in example else "pixel_values"
+    return captioner.get_encoder()(**{name: example[name][None].to(captioner.device)}).last_hidden_state
+
+
+def _log_probs(
+    captioner: CnnRnnForConditionalGeneration, regions: torch.Tensor, ids: Sequence[torch.Tensor]
+) -> np.ndarray:
+    """Compute the log-probabilities of sentences, start token first, for the regions `(1, R, E)` of one image."""
+    end = captioner.generation_config.eos_token_id
+    padding = end[0] if isinstance(end, list) else end  # what follows the first end does not count
+    sequences = pad_sequence(list(ids), batch_first=True, padding_value=padding).to(captioner.device)
+    scores = captioner.score_sentences(sequences, BaseModelOutput(last_hidden_state=regions))  # type: ignore[arg-type]
+    assert scores.log_probs is not None
+    return scores.log_probs.sum(dim=1).float().cpu().numpy()
+
+
+def first_of(scores: np.ndarray, number: int) -> dict[str, np.ndarray]:
+    """
+    Mark the first captions of each image and the first images of each caption.
+
+    Returns:
+        `{"image_to_text", "text_to_image"}`, each of the shape of `scores`.
+    """
+    marks = {}
+    for direction, axis in (("image_to_text", 1), ("text_to_image", 0)):
+        order = np.argsort(-scores, axis=axis, kind="stable").take(range(min(number, scores.shape[axis])), axis=axis)
+        marks[direction] = np.zeros(scores.shape, bool)
+        np.put_along_axis(marks[direction], order, True, axis=axis)
+    return marks
+
+
+def reranked_metrics(
+    scores: np.ndarray, log_probs: np.ndarray, captions_per_image: Sequence[int], weight: float, number: int = 100
+) -> dict[str, dict[str, float]]:
+    """
+    Measure the retrieval when the first results of each query are ranked by `scores + weight * log_probs`.
+
+    Args:
+        scores: of the alignment, `(num_images, num_captions)`.
+        log_probs: of [`caption_log_probs`], for the pairs of [`first_of`].
+        number: results of a query that are ranked a second time; the others keep their places behind them.
+    """
+    measured = {}
+    for direction, mark in first_of(scores, number).items():
+        combined = np.where(mark, scores + weight * log_probs, scores)
+        # the others stay behind: all of theirs below the lowest of the first
+        gap = combined.max() - combined.min() + 1
+        measured[direction] = retrieval_metrics(np.where(mark, combined, combined - gap), captions_per_image)[direction]
+    return measured
