@@ -57,7 +57,8 @@ def parse_args():
     parser.add_argument("--num_rounds", type=int, default=5)
     parser.add_argument("--num_workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument(
-        "--peer_dir", help="a clone of ruotianluo/self-critical.pytorch, to run its own classes as well"
+        "--peer_dir",
+        help="a clone of ruotianluo/self-critical.pytorch, to run its own classes as well; it needs `pip install six`",
     )
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()

@@ -67,3 +67,13 @@ def test_the_benchmark_of_the_alignment_prints_its_ratios(monkeypatch, capsys):
     output = capsys.readouterr().out
     assert len(re.findall(r"\d+\.\dx", output)) == 2
     assert re.search(r"\d+ sentences a second over 3 regions", output)
+
+
+def test_the_benchmark_of_generation_compares_the_same_sentences(monkeypatch, capsys):
+    options = "--vocab_size 30 --hidden_size 8 --max_new_tokens 3 --num_regions 4 --batch_sizes 2 --num_beams 1 2 --num_rounds 1"
+    monkeypatch.setattr(sys, "argv", ["benchmark_generation.py", *options.split()])
+    runpy.run_path(str(EXAMPLES / "benchmarks" / "benchmark_generation.py"), run_name="__main__")
+    rows = capsys.readouterr().out.splitlines()[2:]
+    assert [row.split(" | ")[:3] for row in rows] == [
+        [f"| {attention_type}", beams, "2"] for attention_type in ("none", "additive") for beams in "12"
+    ]
