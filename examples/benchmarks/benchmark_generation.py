@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable
 from importlib import import_module
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import nn
@@ -99,7 +100,7 @@ class SmallestCaptioner(PreTrainedModel, GenerationMixin):
     def get_encoder(self, *args, **kwargs):
         return self.encoder
 
-    def prepare_inputs_for_generation(self, input_ids, past_key_values=None, encoder_outputs=None, **kwargs):
+    def prepare_inputs_for_generation(self, input_ids, past_key_values=None, encoder_outputs=None, **kwargs):  # type: ignore[override]
         seen = past_key_values.get_seq_length() if past_key_values is not None else 0
         inputs = {"past_key_values": past_key_values, "encoder_outputs": encoder_outputs}
         return {"decoder_input_ids": input_ids[:, seen:], **inputs}
@@ -133,7 +134,7 @@ def make_peer(args, attention_type: str) -> nn.Module:
     return model
 
 
-def measure(args, attention_type: str, batch_size: int, num_beams: int, models: dict[str, nn.Module]):
+def measure(args, attention_type: str, batch_size: int, num_beams: int, models: dict[str, Any]):
     generator = torch.Generator().manual_seed(1)
     features = torch.randn(batch_size, args.num_regions, NUM_CHANNELS, generator=generator).relu()
     options = {"num_beams": num_beams, "max_new_tokens": args.max_new_tokens, "image_features": features}
@@ -178,7 +179,7 @@ def main():
     print("| attention | beams | images | ms a sentence | transformers' loop | smallest LSTM | self-critical.pytorch |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for attention_type in ("none", "additive"):
-        models: dict[str, nn.Module] = {"ours": make_model(args, attention_type)}
+        models: dict[str, Any] = {"ours": make_model(args, attention_type)}
         if attention_type == "none":
             models["smallest"] = SmallestCaptioner(models["ours"]).eval()
         if args.peer_dir:
