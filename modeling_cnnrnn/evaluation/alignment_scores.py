@@ -72,20 +72,19 @@ def score_dataset(
     broken: dict[int, str] = {}
     embedded = []
     loader = DataLoader(dataset, batch_size, collate_fn=collate_captions, num_workers=num_workers)
-    with accelerator.autocast() if accelerator else nullcontext():
-        for batch in progress(loader, desc="Evaluation", unit="batch", disable=rank > 0, leave=False):
-            broken |= dict(batch["broken"])
-            kept = [index for index, row in enumerate(batch["rows"]) if dataset.labels[row] and row not in broken]
-            inputs = {
-                name: batch[name].to(model.device) for name in ("pixel_values", "image_features") if name in batch
-            }
-            if kept:
+    for batch in progress(loader, desc="Evaluation", unit="batch", disable=rank > 0, leave=False):
+        broken |= dict(batch["broken"])
+        kept = [index for index, row in enumerate(batch["rows"]) if dataset.labels[row] and row not in broken]
+        inputs = {name: batch[name].to(model.device) for name in ("pixel_values", "image_features") if name in batch}
+        if kept:
+            with accelerator.autocast() if accelerator else nullcontext():
                 embedded.append(_select(model.get_image_features(**inputs), kept))
-            rows += [batch["rows"][index] for index in kept]
-        if not rows:
-            raise ValueError("No image can be read and has a caption of known words, so there is nothing to score.")
-        counts = [len(dataset.labels[row]) for row in rows]
-        own = [caption for row in rows for caption in dataset.labels[row]]
+        rows += [batch["rows"][index] for index in kept]
+    if not rows:
+        raise ValueError("No image can be read and has a caption of known words, so there is nothing to score.")
+    counts = [len(dataset.labels[row]) for row in rows]
+    own = [caption for row in rows for caption in dataset.labels[row]]
+    with accelerator.autocast() if accelerator else nullcontext():
         scores = _score(model, _join(embedded), own if captions is None else captions, rank, num_processes)
     model.train(was_training)
     if accelerator and num_processes > 1:

@@ -13,11 +13,14 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import httpx, validate_repo_id
 
 from ..files import write_json
+from ..models.modeling_alignment_cnnrnn import CnnRnnForImageTextRetrieval
 from ..models.modeling_cnnrnn import CnnRnnForConditionalGeneration
+from ..models.processing_alignment_cnnrnn import CnnRnnAlignmentProcessor
 from ..models.processing_cnnrnn import CnnRnnProcessor
+from .alignment_card import write_alignment_card
 from .model_card import write_model_card
 from .redaction import Redaction
-from .remote_code import check_repository
+from .remote_code import check_alignment_repository, check_repository
 
 
 # pushed beside model, processor and card
@@ -96,34 +99,36 @@ def stage_captioner(
     card: Mapping[str, Any] | None = None,
 ) -> None:
     """
-    Make the repository of a captioner in a folder, and try it.
+    Make the repository of a captioner, or of an alignment, in a folder, and try it.
 
     Args:
         folder: the results of a training.
         staged: an empty folder for the repository.
         repo_id: name of the repository in the card.
         max_shard_size: larger weights are split into files of this size.
-        card: options of `write_model_card`.
+        card: options of `write_model_card` or `write_alignment_card`.
 
     Raises:
         ValueError: `folder` holds no captioner, or the repository made of it does not load.
     """
     folder, staged = Path(folder), Path(staged)
     model, processor = _load(folder)
+    is_alignment = isinstance(model, CnnRnnForImageTextRetrieval)
     model.save_pretrained(staged, max_shard_size=max_shard_size)
     processor.save_pretrained(staged)
-    check_repository(staged, model, processor)
+    (check_alignment_repository if is_alignment else check_repository)(staged, model, processor)
 
     redaction = Redaction(folder, repo_id)
     for name in RESULTS:
         if (folder / name).is_file():
             (staged / name).parent.mkdir(exist_ok=True)
             write_json(staged / name, redaction.redact(json.loads((folder / name).read_text(encoding="utf-8"))))
-    write_model_card(folder, repo_id=repo_id, output_dir=staged, repository=staged, **(card or {}))
+    write_card = write_alignment_card if is_alignment else write_model_card
+    write_card(folder, repo_id=repo_id, output_dir=staged, repository=staged, **(card or {}))
 
 
-def _load(folder: Path) -> tuple[CnnRnnForConditionalGeneration, CnnRnnProcessor]:
-    """Load the captioner in a folder, and check that it is complete."""
+def _load(folder: Path) -> tuple[Any, Any]:
+    """Load the captioner or the alignment in a folder, and check that it is complete."""
     remedy = "pass the folder that a training wrote."
     try:
         model_type = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
@@ -131,11 +136,13 @@ def _load(folder: Path) -> tuple[CnnRnnForConditionalGeneration, CnnRnnProcessor
         raise ValueError(
             f"`folder` is '{folder}', which holds no captioner (no config.json of one): {remedy}"
         ) from error
+    if model_type == CnnRnnForImageTextRetrieval.config_class.model_type:
+        model = CnnRnnForImageTextRetrieval.from_pretrained(folder, local_files_only=True)
+        return model.eval(), CnnRnnAlignmentProcessor.from_pretrained(folder, local_files_only=True)
     if model_type != "cnnrnn":
         raise ValueError(f"`folder` is '{folder}', which holds a model of type '{model_type}', no captioner: {remedy}")
-    model = CnnRnnForConditionalGeneration.from_pretrained(folder, local_files_only=True)
-    processor = CnnRnnProcessor.from_pretrained(folder, local_files_only=True)
-    return model.eval(), processor
+    captioner = CnnRnnForConditionalGeneration.from_pretrained(folder, local_files_only=True)
+    return captioner.eval(), CnnRnnProcessor.from_pretrained(folder, local_files_only=True)
 
 
 def _files(folder: Path) -> Iterator[str]:
