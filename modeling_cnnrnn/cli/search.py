@@ -39,7 +39,6 @@ def search(args: SearchArguments) -> None:
     from ..evaluation.image_captions import check_table, write_table
     from ..files import check_file_writable
     from ..models.error_messages_cnnrnn import printable
-    from ..models.image_loading_cnnrnn import load_image
     from ..retrieval.embedding import load_model
     from ..retrieval.index import ImageIndex
     from ..retrieval.storage import Manifest
@@ -53,12 +52,12 @@ def search(args: SearchArguments) -> None:
     if (text is None) == (args.image is None):
         raise ValueError('Pass a sentence, as in `cnnrnn search "a dog jumps over a bar"`, or --image, but not both.')
     manifest = Manifest.load(args.index_dir)
-    image = None if args.image is None else load_image(args.image)
     place = args.model_name_or_path or manifest.model_name_or_path
     index = ImageIndex(args.index_dir, *load_model(place, args.model_revision, args.device))
     if not manifest.is_complete:
         print(f"'{args.index_dir}' is not finished: run `cnnrnn index` again to resume it.", file=sys.stderr)
 
+    image = None if args.image is None else index.processor.load_image(args.image)
     query = index.embed(text, image)
     if query.unknown_words:
         print(f"The model does not know: {', '.join(query.unknown_words)}.", file=sys.stderr)

@@ -19,7 +19,6 @@ from tqdm.auto import tqdm
 from ..evaluation.image_captions import images_below
 from ..files import FolderLock
 from ..models.error_messages_cnnrnn import shown
-from ..models.image_loading_cnnrnn import load_image
 from .approximate import is_sound, update_graph
 from .embedding import Query, bank_digest, embed_images, embed_text, model_fingerprint, score_with_bank
 from .storage import (
@@ -255,7 +254,9 @@ class _Writer:
         by_shape: dict[torch.Size, list[tuple[PictureFile, torch.Tensor]]] = defaultdict(list)
         for file in files:
             try:
-                pixel_values = self.processor(images=load_image(root / file.name), return_tensors="pt")["pixel_values"]
+                pixel_values = self.processor(images=self.processor.load_image(root / file.name), return_tensors="pt")[
+                    "pixel_values"
+                ]
                 by_shape[pixel_values.shape].append((file, pixel_values))
             except (OSError, ValueError) as error:
                 self.update.unreadable[file.name] = " ".join(str(error).split())

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from ..models.image_loading_cnnrnn import load_image
 from .approximate import open_graph
 from .building import IndexUpdate, build_index
 from .embedding import Query, embed_image, embed_text, model_fingerprint, score_pictures
@@ -126,7 +125,7 @@ class ImageIndex:
             raise ValueError("Pass either `text` or `image`, a sentence or a picture to search for.")
         if text is not None:
             return embed_text(self.model, self.processor, text)
-        return embed_image(self.model, self.processor, load_image(image))
+        return embed_image(self.model, self.processor, self.processor.load_image(image))
 
     def search_query(
         self,
