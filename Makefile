@@ -48,7 +48,7 @@ test-java: install  ## The metrics against the official scorer, which needs Java
 	$(BIN)/pip install --quiet -c $(CONSTRAINTS) -e '.[java]'
 	$(BIN)/python -m pytest -m java
 
-test-space: install  ## The Space's page in Chromium
+test-space: install  ## The Space's page and the exported one in Chromium
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \
 		{ echo "There is no Chromium for test-space: install it (apt-get install chromium)."; exit 1; }
 	$(BIN)/pip install --quiet -c $(CONSTRAINTS) -e '.[space]'

@@ -16,6 +16,10 @@ Export a captioner to a folder that needs no torch: ONNX graphs, and a script th
 The script needs numpy, pillow and onnxruntime. float32 writes the same words as the model in torch; int8 is the fastest:
 
     cnnrnn export user/captioner exported --dtype int8 --calibration_images photographs/
+
+A static page for browsers, with the camera, that any web server or a static Space serves:
+
+    cnnrnn export user/captioner exported --web
 """
 
 
@@ -34,6 +38,7 @@ def main(arguments: Sequence[str]) -> None:
             args.output_dir,
             args.dtype,
             args.calibration_images,
+            web=args.web,
             revision=args.model_revision,
         )
         print(folder)

@@ -34,7 +34,10 @@ class Captioner:
 
     def load_pixels(self, source: Any) -> np.ndarray:
         """Load a path, file or image of PIL as the CNN sees it: RGB, resized and cropped, `(height, width, 3)`."""
-        image = source if isinstance(source, Image.Image) else Image.open(source)
+        image = source
+        if not isinstance(source, Image.Image):
+            image = Image.open(source)
+            image.draft("RGB", [self.settings["min_side"]] * 2)  # decodes a large JPEG at a part of its size
         image = ImageOps.exif_transpose(image)
         if image.has_transparency_data:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))

@@ -12,7 +12,7 @@ from ..evaluation.image_captions import find_images
 from ..files import whole_folder, write_text
 from ..models.modeling_cnnrnn import CnnRnnForConditionalGeneration
 from ..models.processing_cnnrnn import CnnRnnProcessor
-from ..models.receptive_field_cnnrnn import measure_cell_centers
+from .browser import write_page
 from .graphs import export_graphs
 from .onnx_model import generation_options, onnx_config
 from .preprocessing import bytes_alone, check_pixels, measure_values, read_geometry
@@ -26,8 +26,9 @@ MAX_CALIBRATION_IMAGES = 128
 def export_captioner(
     model_name_or_path: str,
     output_dir: str | Path,
-    dtype: str = "float32",
+    dtype: str | None = None,
     calibration_images: Sequence[str] = (),
+    web: bool = False,
     revision: str = "main",
 ) -> Path:
     """
@@ -36,9 +37,11 @@ def export_captioner(
     Args:
         model_name_or_path: a captioner, of the Hub or a folder.
         output_dir: a folder that is new, empty or of an earlier export, which is replaced when all went well.
-        dtype: `"float32"`; `"int8"`, the computation in 8 bits; `"int8-weights"`, the weights alone.
+        dtype: `"float32"`, the default; `"int8"`, the computation in 8 bits; `"int8-weights"`, the weights alone, the
+            default with `web`.
         calibration_images: files and folders of photographs, of which `"int8"` learns the ranges of the CNN's values. At
             most 128 of them are read, evenly spread.
+        web: whether to write the page for browsers.
 
     Returns:
         The folder.
@@ -46,9 +49,10 @@ def export_captioner(
     Raises:
         ValueError: the folder holds something else; the model is no captioner, or its image processor, tokenizer or
             generation config is none that an export knows; `"int8"` without images.
-        OSError: the model or an image cannot be read, or the folder cannot be written.
+        OSError: the model or an image cannot be read, the folder cannot be written, or onnxruntime-web not be downloaded.
     """
     output_dir = Path(output_dir)
+    dtype = dtype or ("int8-weights" if web else "float32")
     check_folder(output_dir)
     if dtype == "int8" and not calibration_images:
         raise ValueError(
@@ -69,6 +73,8 @@ def export_captioner(
         if dtype == "int8":
             pixels = (captioner.load_pixels(image) for image in images)
             quantize_computation(folder / "encoder.onnx", folder / "decoder.onnx", pixels)
+        if web:
+            write_page(folder)
     return output_dir
 
 
@@ -101,17 +107,12 @@ def write_captioner(
     if dtype == "int8-weights":
         for name in ("encoder.onnx", "decoder.onnx"):
             quantize_weights(folder / name)
-    encoder = model.get_encoder()
-    centers = measure_cell_centers(
-        lambda pictures: encoder.compute_feature_map(pictures)[0], torch.zeros(1, 3, height, width)
-    )
     settings: dict[str, Any] = {
         "dtype": dtype,
         **geometry,
         "image_size": [height, width],
         "cell_centers": [
-            [round(middle, 5) for middle in (axis / edge).tolist()]
-            for axis, edge in zip(centers, (height, width), strict=True)
+            [round(center, 5) for center in axis.tolist()] for axis in model.get_encoder().cell_centers(height, width)
         ],
         "generation": generation,
         **token_texts(processor, model.config.vocab_size),

@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 from transformers.image_processing_utils import get_size_dict
 
-from ..models.processing_cnnrnn import CnnRnnProcessor
+from ..models.processing_cnnrnn import DRAFT_MARGIN, CnnRnnProcessor
+from ..models.processor_checks_cnnrnn import needed_side
 
 
 # the flags of the image processors of transformers that change values, not places
@@ -20,7 +21,7 @@ def read_geometry(processor: CnnRnnProcessor) -> dict[str, Any]:
 
     Returns:
         `size`, height and width or the length of the shortest edge; `crop_size`, height and width or `None`; `resample`,
-        the filter of PIL.
+        the filter of PIL; `min_side`, the length of side that a JPEG file keeps when it is decoded at a part of its size.
 
     Raises:
         ValueError: it resizes in another way.
@@ -42,7 +43,12 @@ def read_geometry(processor: CnnRnnProcessor) -> dict[str, Any]:
             "with a crop."
         )
     shape = edge if edge and not is_square else [size.get("height") or edge, size.get("width") or edge]
-    return {"size": shape, "crop_size": crop, "resample": int(getattr(image_processor, "resample", None) or 2)}
+    return {
+        "size": shape,
+        "crop_size": crop,
+        "resample": int(getattr(image_processor, "resample", None) or 2),
+        "min_side": needed_side(image_processor, DRAFT_MARGIN),
+    }
 
 
 def measure_values(processor: CnnRnnProcessor) -> tuple[torch.Tensor, torch.Tensor]:

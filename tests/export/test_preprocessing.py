@@ -64,7 +64,7 @@ def test_an_image_processor_that_does_not_resize_is_refused(tiny_tokenizer):
         read_geometry(processor)
 
 
-def test_transparent_and_turned_photographs_are_loaded_as_the_processor_loads_them(tiny_processor, tmp_path):
+def test_transparent_turned_and_large_photographs_are_loaded_as_the_processor_loads_them(tiny_processor, tmp_path):
     captioner = captioner_with(read_geometry(tiny_processor))
     photograph = Image.radial_gradient("L").convert("RGB").resize((60, 40))
     photograph.putpixel((0, 0), (255, 0, 0))
@@ -75,7 +75,8 @@ def test_transparent_and_turned_photographs_are_loaded_as_the_processor_loads_th
     transparent.putalpha(Image.linear_gradient("L").resize((60, 40)))
     transparent.save(tmp_path / "transparent.png")
     photograph.convert("P").save(tmp_path / "palette.png", transparency=3)
-    for name in ("turned.png", "transparent.png", "palette.png"):
+    Image.effect_noise((700, 600), 60).convert("RGB").save(tmp_path / "large.jpg")
+    for name in ("turned.png", "transparent.png", "palette.png", "large.jpg"):
         expected = bytes_alone(tiny_processor)(images=tmp_path / name, return_tensors="np").pixel_values[0]
         np.testing.assert_array_equal(captioner.load_pixels(tmp_path / name), expected.transpose(1, 2, 0))
 
