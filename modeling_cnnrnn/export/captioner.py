@@ -37,7 +37,8 @@ class Captioner:
         image = source
         if not isinstance(source, Image.Image):
             image = Image.open(source)
-            image.draft("RGB", [self.settings["min_side"]] * 2)  # decodes a large JPEG at a part of its size
+            side = self.settings["min_side"]
+            image.draft("RGB", (side, side))  # decodes a large JPEG at a part of its size
         image = ImageOps.exif_transpose(image)
         if image.has_transparency_data:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
