@@ -14,9 +14,11 @@ from .registration import register
 if TYPE_CHECKING:
     from .models.configuration_alignment_cnnrnn import CnnRnnAlignmentConfig
     from .models.configuration_cnnrnn import CnnRnnConfig
+    from .models.configuration_convnet_cnnrnn import ConvNetConfig
     from .models.image_loading_cnnrnn import load_image
     from .models.modeling_alignment_cnnrnn import CnnRnnAlignmentModel, CnnRnnForImageTextRetrieval
     from .models.modeling_cnnrnn import CnnRnnForConditionalGeneration, CnnRnnModel, CnnRnnPreTrainedModel
+    from .models.modeling_convnet_cnnrnn import ConvNetForImageClassification, ConvNetModel
     from .models.pipeline_cnnrnn import ImageToTextPipeline, pipeline
     from .models.processing_alignment_cnnrnn import CnnRnnAlignmentProcessor
     from .models.processing_cnnrnn import CnnRnnProcessor
@@ -36,6 +38,9 @@ __all__ = [
     "CnnRnnModel",
     "CnnRnnPreTrainedModel",
     "CnnRnnProcessor",
+    "ConvNetConfig",
+    "ConvNetForImageClassification",
+    "ConvNetModel",
     "ImageToTextPipeline",
     "build_tokenizer",
     "load_image",
@@ -53,6 +58,9 @@ _FILES = {
     "CnnRnnModel": "modeling_cnnrnn",
     "CnnRnnPreTrainedModel": "base_cnnrnn",
     "CnnRnnProcessor": "processing_cnnrnn",
+    "ConvNetConfig": "configuration_convnet_cnnrnn",
+    "ConvNetForImageClassification": "modeling_convnet_cnnrnn",
+    "ConvNetModel": "modeling_convnet_cnnrnn",
     "ImageToTextPipeline": "pipeline_cnnrnn",
     "build_tokenizer": "tokenization_cnnrnn",
     "load_image": "image_loading_cnnrnn",

@@ -38,10 +38,16 @@ def _register_config() -> None:
     AutoConfig.register("cnnrnn", _ours("configuration").CnnRnnConfig, exist_ok=True)
     AutoConfig.register("cnnrnn_alignment", _ours("configuration_alignment").CnnRnnAlignmentConfig, exist_ok=True)
     AutoConfig.register("cnnrnn_onnx", _exported().CnnRnnOnnxConfig, exist_ok=True)
+    AutoConfig.register("convnet", _ours("configuration_convnet").ConvNetConfig, exist_ok=True)
 
 
 def _register_models() -> None:
-    from transformers import AutoModel, AutoModelForImageTextToText, AutoModelForZeroShotImageClassification
+    from transformers import (
+        AutoModel,
+        AutoModelForImageClassification,
+        AutoModelForImageTextToText,
+        AutoModelForZeroShotImageClassification,
+    )
 
     config, models = _ours("configuration").CnnRnnConfig, _ours("modeling")
     AutoModel.register(config, models.CnnRnnModel, exist_ok=True)
@@ -51,6 +57,9 @@ def _register_models() -> None:
     AutoModelForZeroShotImageClassification.register(config, models.CnnRnnForImageTextRetrieval, exist_ok=True)
     config, model = _exported().CnnRnnOnnxConfig, _exported().CnnRnnOnnxForConditionalGeneration
     AutoModelForImageTextToText.register(config, model, exist_ok=True)
+    config, models = _ours("configuration_convnet").ConvNetConfig, _ours("modeling_convnet")
+    AutoModel.register(config, models.ConvNetModel, exist_ok=True)
+    AutoModelForImageClassification.register(config, models.ConvNetForImageClassification, exist_ok=True)
 
 
 def _register_processor() -> None:
@@ -60,6 +69,14 @@ def _register_processor() -> None:
     config, processor = _ours("configuration_alignment"), _ours("processing_alignment")
     AutoProcessor.register(config.CnnRnnAlignmentConfig, processor.CnnRnnAlignmentProcessor, exist_ok=True)
     AutoProcessor.register(_exported().CnnRnnOnnxConfig, _ours("processing").CnnRnnProcessor, exist_ok=True)
+
+
+def _register_image_processor() -> None:
+    from transformers import AutoImageProcessor
+    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+    config = _ours("configuration_convnet").ConvNetConfig
+    AutoImageProcessor.register(config, image_processor_classes={"pil": ViTImageProcessorPil}, exist_ok=True)
 
 
 def _register_pipeline() -> None:
@@ -82,12 +99,19 @@ _STEPS: dict[str, Callable[[], None]] = {
     "transformers.models.auto.configuration_auto": _register_config,
     "transformers.models.auto.modeling_auto": _register_models,
     "transformers.models.auto.processing_auto": _register_processor,
+    "transformers.models.auto.image_processing_auto": _register_image_processor,
     "transformers.pipelines": _register_pipeline,
     f"{MODELS}.loading_cnnrnn": lambda: _ours("loading").PRETRAINED_FOLDERS.update(FOLDERS),
     f"{MODELS}.configuration_cnnrnn": lambda: _ours("configuration").CnnRnnConfig.register_for_auto_class(),
     f"{MODELS}.configuration_alignment_cnnrnn": lambda: _ours(
         "configuration_alignment"
     ).CnnRnnAlignmentConfig.register_for_auto_class(),
+    f"{MODELS}.configuration_convnet_cnnrnn": lambda: _ours(
+        "configuration_convnet"
+    ).ConvNetConfig.register_for_auto_class(),
+    f"{MODELS}.modeling_convnet_cnnrnn": lambda: _ours(
+        "modeling_convnet"
+    ).ConvNetForImageClassification.register_for_auto_class("AutoModelForImageClassification"),
     f"{MODELS}.modeling_alignment_cnnrnn": lambda: _ours(
         "modeling_alignment"
     ).CnnRnnForImageTextRetrieval.register_for_auto_class("AutoModelForZeroShotImageClassification"),

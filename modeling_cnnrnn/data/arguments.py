@@ -36,3 +36,26 @@ class DatasetArguments:
     split_column: str | None = field(
         default=None, metadata={"help": "Column with the split of each row, for a dataset that keeps all rows in one."}
     )
+
+
+@dataclass
+class LabelledDatasetArguments:
+    """Name a dataset of labelled pictures, in the arguments of [`~modeling_cnnrnn.data.labelled_images.load_labelled_dataset`]."""
+
+    dataset_name: str = field(
+        default="shapes",
+        metadata={
+            "help": "A dataset of the Hub, a folder with a folder for each class, Parquet files, or 'shapes', drawn pictures."
+        },
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a dataset of the Hub."})
+    dataset_revision: str | None = field(default=None, metadata={"help": "Commit, tag or branch of the dataset."})
+    data_dir: str | None = field(
+        default=None, metadata={"help": "Folder inside the dataset that is read, as in datasets.load_dataset."}
+    )
+    image_dir: str | None = field(
+        default=None,
+        metadata={"help": "Folder of the images, for a dataset that only names them. Files outside it are not opened."},
+    )
+    image_column: str | None = field(default=None, metadata={"help": "Column of the images. Inferred by default."})
+    label_column: str | None = field(default=None, metadata={"help": "Column of the classes. Inferred by default."})

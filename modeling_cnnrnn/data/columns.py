@@ -23,6 +23,7 @@ CAPTION_NAMES = (
     *("answers", "en_sentences_raw", "alt_text", "description", "comment", "json"),
 )
 ID_NAMES = ("cocoid", "image_id", "imgid", "img_id", "id", "__key__")
+LABEL_NAMES = ("label", "labels", "fine_label", "class", "cls", "category", "target", "class_name", "label_name", "y")
 # fields of structs and JSON that hold the text
 CAPTION_KEYS = ("raw", "text", "caption", "sentence", "captions", "sentences", "value", "en")
 
@@ -122,6 +123,60 @@ class CaptionColumns:
         """Read the id of a row's image; `default` if no column holds it."""
         image_id = None if self.image_id is None else _value(row, self.image_id)
         return default if image_id is None else str(image_id)
+
+
+@dataclass(frozen=True)
+class LabelColumns:
+    """
+    Columns of the image and of its class.
+
+    Args:
+        image: column of images, or of the names of image files.
+        label: column of classes: names or numbers.
+        others: further columns that could hold classes.
+    """
+
+    image: str
+    label: str
+    others: tuple[str, ...] = ()
+
+    @classmethod
+    def infer(
+        cls, features: Mapping[str, Any], image_column: str | None = None, label_column: str | None = None
+    ) -> Self:
+        """
+        Take the columns that are given and guess the others from names and types.
+
+        Args:
+            features: the names and types of all columns.
+            image_column: column of the images, or of their file names.
+            label_column: column of the classes.
+
+        Raises:
+            ValueError: a column that is given does not exist, or one cannot be guessed.
+        """
+        found = listed(features)
+        for name, given in (("image_column", image_column), ("label_column", label_column)):
+            if given is not None and given not in features:
+                raise ValueError(f"`{name}` is `{given}`, but the columns are {found}.")
+        image = image_column or _guess_image(features, lambda column: False)
+        if image is None:
+            raise ValueError(f"no column of images among {found}: name it with `image_column`.")
+        columns = {name.lower(): name for name in features}
+        named = [columns[name] for name in LABEL_NAMES if name in columns]
+        typed = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+        guesses = [name for name in dict.fromkeys([*named, *typed]) if name != image]
+        if label_column is None and not guesses:
+            raise ValueError(
+                f"no column of labels among {found}: name it with `label_column`, or put the pictures of a folder into one "
+                "folder for each class, two or more."
+            )
+        label = label_column or guesses[0]
+        return cls(image, label, tuple(name for name in guesses if name != label))
+
+    def __str__(self) -> str:
+        others = f" (other columns of classes: {listed(self.others)})" if self.others else ""
+        return f"image from `{self.image}`, label from `{self.label}`{others}"
 
 
 def shown(value: Any, limit: int = 60) -> str:

@@ -21,7 +21,8 @@ from datasets import Dataset, DatasetDict
 from .arguments import DatasetArguments
 from .batching import load_stored_image
 from .columns import CaptionColumns, listed, shown
-from .image_files import ImageFiles, OutsideFilesError, files_of_dataset, first_values, is_image_name
+from .image_cells import file_names, resolve_cell, resolve_images, warn_of_problems
+from .image_files import ImageFiles, files_of_dataset, first_values, is_image_name
 from .reporting import left_out, some
 from .shapes import SCENE, SCENE_BOXES
 from .sources import read_splits, split_names
@@ -281,8 +282,8 @@ def _standardize_rows(rows: Dataset, split: str, layout: _Layout) -> dict[str, D
         images = rows.select_columns([columns.image])
         images = images if columns.image == "image" else images.rename_column(columns.image, "image")
         images = images.cast_column("image", FEATURES["image"])
-        ids = _file_names(images)
-        images, problems = _resolve_images(images, layout.files)
+        ids = file_names(images)
+        images, problems = resolve_images(images, layout.files)
     table = _read_table(rows, split, layout, kept, ids, problems)
     _warn(table, split or "the dataset", layout)
     # a row without its image gives its captions to none
@@ -299,51 +300,6 @@ def _standardize_rows(rows: Dataset, split: str, layout: _Layout) -> dict[str, D
     for index, value in enumerate(table[layout.split_column][:]):
         by_split[SPLITS.get(value, value)].append(index)
     return {value: table.select_columns(names).select(indices) for value, indices in by_split.items()}
-
-
-def _resolve_images(images: Dataset, files: ImageFiles) -> tuple[Dataset, list[str] | None]:
-    """
-    Find the files that cells name instead of holding an image.
-
-    Returns:
-        The images, and of each row why it has none, or `""`.
-    """
-    problems, is_changed = [], False
-    named = _named_files(images)
-    if all(name is None for name in named):
-        return images, None
-    for name in named:
-        problem = ""
-        if name is not None:
-            cell = {"bytes": None, "path": name}
-            resolved, problem = _resolve(cell, files)
-            is_changed |= not problem and resolved is not cell
-        problems.append(problem)
-    if is_changed:
-        cells = images.cast_column("image", datasets.Image(decode=False))
-        images = cells.map(
-            _resolved_row,
-            fn_kwargs={"files": files},
-            features=images.features,
-            load_from_cache_file=False,
-            desc="Opening files",
-        )
-    return images, problems
-
-
-def _resolve(cell: Any, files: ImageFiles) -> tuple[Any, str]:
-    """Return the cell to open and `""`, or why there is none, `"outside"`, `"missing"` or `"absent"`, and the name."""
-    name = cell.get("path") if isinstance(cell, Mapping) else cell
-    try:
-        return files.resolve(cell), ""
-    except OutsideFilesError:
-        return None, f"outside {name}"
-    except FileNotFoundError:
-        return None, f"missing {name}" if name else "absent"
-
-
-def _resolved_row(row: Mapping[str, Any], files: ImageFiles) -> dict[str, Any]:
-    return {"image": _resolve(row["image"], files)[0]}
 
 
 def _read_table(
@@ -401,7 +357,7 @@ def _read_row(row: Mapping[str, Any], default_id: str, layout: _Layout) -> dict[
         "problem": "",
     }
     if not columns.embedded:
-        read["image"], read["problem"] = _resolve(row[columns.image], layout.files)
+        read["image"], read["problem"] = resolve_cell(row[columns.image], layout.files)
     return read
 
 
@@ -413,48 +369,12 @@ def _warn(table: Dataset, split: str, layout: _Layout) -> None:
         with_empty = [image_id for image_id, number in zip(ids, table["num_empty"][:], strict=True) if number]
         of_images = some(list(dict.fromkeys(with_empty)))
         logger.warning("Left out of %s: empty captions (%d): of %s.", split, num_empty, of_images)
-    names: dict[str, dict[str, None]] = {"outside": {}, "missing": {}, "absent": {}}
-    for image_id, problem in zip(ids, table["problem"][:], strict=True):
-        kind, _, name = problem.partition(" ")
-        if kind:
-            names[kind][name or image_id] = None
-    folder = shown(layout.files.folder, 200) if layout.files.folder else "the dataset"
-    left_out(
-        split,
-        f"images outside {folder}",
-        [*names["outside"]],
-        "; if you trust the dataset, pass the folder that holds them as `image_dir`",
-    )
-    left_out(split, f"images not found in {folder}", [*names["missing"]])
-    left_out(split, "rows without an image", [*names["absent"]])
+    warn_of_problems(split, ids, table["problem"][:], layout.files)
 
 
 def _warn_of_bare(table: Dataset, split: str) -> None:
     rows = zip(table["image_id"][:], table["captions"][:], strict=True)
     left_out(split, "images without a caption", [image_id for image_id, captions in rows if not captions])
-
-
-def _named_files(images: Dataset) -> list[str | None]:
-    """The file that each cell names instead of holding an image; `""` if it has neither. No image is read."""
-    contents, paths = images.data.column("image").flatten()
-    if contents.null_count == 0:
-        return [None] * len(images)
-    is_null = contents.is_null().to_pylist()
-    names = [path or "" if null else None for null, path in zip(is_null, paths.to_pylist(), strict=True)]
-    rows = images._indices
-    return names if rows is None else [names[index] for index in rows.column(0).to_pylist()]
-
-
-def _file_names(images: Dataset) -> list[str] | None:
-    """Paths below their common folder, if all images are files beside the table."""
-    paths = [path for path in _named_files(images) if path]
-    if len(paths) < len(images):
-        return None
-    try:
-        folder = os.path.commonpath([os.path.dirname(path) for path in paths])
-    except ValueError:  # some are absolute and some are not
-        return None
-    return [os.path.relpath(path, folder) for path in paths]
 
 
 def _beside(left: Dataset, right: Dataset) -> Dataset:

@@ -2,7 +2,9 @@
 
 import copy
 import hashlib
+import logging
 import time
+from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -128,7 +130,7 @@ class CnnRnnPreTrainedModel(PreTrainedModel):
         else:
             model = cls(cls.config_class.from_tokenizer(tokenizer, encoder=encoder_config, **config_kwargs))
         encoder = model.get_encoder()
-        with explain_errors(pretrained_model_name_or_path, (), **encoder_kwargs):
+        with explain_errors(pretrained_model_name_or_path, (), **encoder_kwargs), _without_report_of_unexpected():
             encoder.cnn, info = AutoModel.from_pretrained(
                 pretrained_model_name_or_path, output_loading_info=True, **encoder_kwargs
             )
@@ -223,6 +225,22 @@ class CnnRnnPreTrainedModel(PreTrainedModel):
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.requires_grad_(False)
         encoder.train(encoder.training)
+
+
+@contextmanager
+def _without_report_of_unexpected():
+    """Keep transformers from reporting the head of a classifier, which is meant to be left out, if nothing else is amiss."""
+
+    def is_wanted(record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        return "UNEXPECTED" not in message or "MISSING" in message or "MISMATCH" in message
+
+    logger = logging.getLogger(PreTrainedModel.__module__)
+    logger.addFilter(is_wanted)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_wanted)
 
 
 def _times_of_blobs(cache: Path) -> dict[Path, int]:

@@ -4,8 +4,9 @@ import os
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
+from .configuration_convnet_cnnrnn import ConvNetConfig
 from .error_messages_cnnrnn import shown
 from .loading_cnnrnn import Part, explain_errors, find_pretrained
 
@@ -13,6 +14,9 @@ from .loading_cnnrnn import Part, explain_errors, find_pretrained
 MAX_CNN_SIZE = 2**20  # of any number in the configuration of a CNN
 MAX_LAYERS = 1000  # of a decoder, or of a stage of a CNN
 MAX_PARAMETERS = 2**34  # beside the CNN: 64 GiB in float32
+
+# the encoder of a model that was loaded as remote code may be one, and the Auto class knows only CNNs of transformers
+AutoConfig.register(ConvNetConfig.model_type, ConvNetConfig, exist_ok=True)
 
 
 class CnnRnnPreTrainedConfig(PreTrainedConfig):

@@ -146,18 +146,7 @@ class CnnRnnProcessor(ProcessorMixin):
             OSError: there is no `preprocessor_config.json`.
             ValueError: `image_size` is less than 1.
         """
-        _check_image_size(image_size)
-        image_processor = AutoImageProcessor.from_pretrained(name_or_path, **{"backend": "pil", **kwargs})
-        if image_size is not None:
-            is_cropped = getattr(image_processor, "do_center_crop", False)
-            seen = image_processor.crop_size if is_cropped else image_processor.size
-            factor = image_size / (seen.height or seen.shortest_edge)
-            for name in ("size", "crop_size"):
-                edges = getattr(image_processor, name, None)
-                if edges is not None:
-                    scaled = {edge: round(length * factor) for edge, length in dict(edges).items()}
-                    setattr(image_processor, name, SizeDict(**scaled))
-        return cls(image_processor, tokenizer)
+        return cls(load_image_processor(name_or_path, image_size, **kwargs), tokenizer)
 
     @classmethod
     def from_image_size(
@@ -424,6 +413,34 @@ class CnnRnnProcessor(ProcessorMixin):
     @property
     def unused_input_names(self) -> list[str]:
         return ["token_type_ids"]
+
+
+def load_image_processor(name_or_path: str | PathLike, image_size: int | None = None, **kwargs):
+    """
+    Load the image processor of a pretrained CNN.
+
+    Args:
+        name_or_path: a repository of the Hub or a folder with a `preprocessor_config.json`.
+        image_size: height of `pixel_values`, in place of the CNN's own; the sizes of resizing and cropping change in
+            proportion.
+        **kwargs: passed on to `AutoImageProcessor.from_pretrained`.
+
+    Raises:
+        OSError: there is no `preprocessor_config.json`.
+        ValueError: `image_size` is less than 1.
+    """
+    _check_image_size(image_size)
+    image_processor = AutoImageProcessor.from_pretrained(name_or_path, **{"backend": "pil", **kwargs})
+    if image_size is not None:
+        is_cropped = getattr(image_processor, "do_center_crop", False)
+        seen = image_processor.crop_size if is_cropped else image_processor.size
+        factor = image_size / (seen.height or seen.shortest_edge)
+        for name in ("size", "crop_size"):
+            edges = getattr(image_processor, name, None)
+            if edges is not None:
+                scaled = {edge: round(length * factor) for edge, length in dict(edges).items()}
+                setattr(image_processor, name, SizeDict(**scaled))
+    return image_processor
 
 
 def _is_missing(place: str | PathLike, name: str, kwargs: dict[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""Draw the pictures of a training: generated captions, and curves of its numbers."""
+"""Draw the pictures of a training: generated captions, confusion matrices, and curves of its numbers."""
 
 import os
 import textwrap
@@ -85,6 +85,30 @@ def save_training_curves(
         rate = grid.flat[0].twinx()
         rate.plot([row["step"] for row in steps], [row["learning_rate"] for row in steps], color="0.75", linewidth=1)
         rate.set_ylabel("learning rate", color="0.5")
+        _save(figure, path)
+
+
+def save_confusion_matrix(path: str | os.PathLike, matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> None:
+    """
+    Draw a confusion matrix.
+
+    Args:
+        matrix: number of images by class (rows) and predicted class (columns).
+        classes: names of the classes.
+    """
+    shares = [[number / max(1, sum(row)) for number in row] for row in matrix]
+    side = max(4.0, 0.45 * len(classes) + 2)
+    with plain_text(classes):
+        figure, axis = plt.subplots(figsize=(side, side))
+        axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        axis.set_xticks(range(len(classes)), classes, rotation=90)
+        axis.set_yticks(range(len(classes)), classes)
+        axis.set(xlabel="predicted", ylabel="class", title="images")
+        if len(classes) <= 30:  # beyond that the numbers are too small to read
+            for y, row in enumerate(matrix):
+                for x, number in enumerate(row):
+                    color = "white" if shares[y][x] > 0.5 else "0.3"
+                    axis.text(x, y, str(number or ""), ha="center", va="center", fontsize=7, color=color)
         _save(figure, path)
 
 

@@ -1,4 +1,4 @@
-"""Find experiment trackers, and send them the captions of an evaluation."""
+"""Find experiment trackers, and send them what an evaluation has to show."""
 
 import os
 from collections.abc import Mapping
@@ -44,11 +44,16 @@ def log_samples(accelerator: Accelerator, sheet: str | os.PathLike, captions: Ma
         step: optimizer steps taken.
     """
     accelerator.log({"captions": "\n".join(f"{name}: {text}  " for name, text in captions.items())}, step=step)
+    log_picture(accelerator, "samples", sheet, step)
+
+
+def log_picture(accelerator: Accelerator, name: str, path: str | os.PathLike, step: int) -> None:
+    """Send a picture to the trackers that show pictures."""
     for tracker in accelerator.trackers:
         if tracker.name == "trackio":  # for which accelerate has no `log_images`
             import trackio
 
-            tracker.tracker.log({"samples": trackio.Image(str(sheet))}, step=step)
+            tracker.tracker.log({name: trackio.Image(str(path))}, step=step)
         elif hasattr(tracker, "log_images"):
             options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-            tracker.log_images({"samples": np.asarray(Image.open(sheet).convert("RGB"))[None]}, step=step, **options)
+            tracker.log_images({name: np.asarray(Image.open(path).convert("RGB"))[None]}, step=step, **options)

@@ -16,6 +16,7 @@ import modeling_cnnrnn
 KNOWN = """
 from transformers import CONFIG_MAPPING, MODEL_MAPPING, PROCESSOR_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers import MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING as ZERO_SHOT
+from transformers import IMAGE_PROCESSOR_MAPPING, MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING as CLASSIFICATION
 from transformers.pipelines import PIPELINE_REGISTRY
 
 config = CONFIG_MAPPING["cnnrnn"]
@@ -30,6 +31,11 @@ assert [c.__name__ for c in classes] == [
     "CnnRnnAlignmentModel", "CnnRnnForImageTextRetrieval", "CnnRnnAlignmentProcessor"
 ]
 assert [c._auto_class for c in (alignment, classes[1])] == ["AutoConfig", "AutoModelForZeroShotImageClassification"]
+convnet = CONFIG_MAPPING["convnet"]
+classes = [mapping[convnet] for mapping in (MODEL_MAPPING, CLASSIFICATION)]
+assert [c.__name__ for c in classes] == ["ConvNetModel", "ConvNetForImageClassification"]
+assert [c._auto_class for c in (convnet, classes[1])] == ["AutoConfig", "AutoModelForImageClassification"]
+assert IMAGE_PROCESSOR_MAPPING[convnet]["pil"].__name__ == "ViTImageProcessorPil"
 assert "image-captioning" in PIPELINE_REGISTRY.get_supported_tasks()
 """
 THREADS = """

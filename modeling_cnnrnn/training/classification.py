@@ -1,0 +1,207 @@
+"""The steps from options to a trained classifier; `examples/train_classifier.py` takes them one by one."""
+
+import json
+import logging
+from pathlib import Path
+
+import datasets
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageClassification,
+    BaseImageProcessor,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+from ..data.batching import load_stored_image
+from ..data.image_batches import LabelledImages
+from ..data.labelled_images import load_labelled_dataset_from, split_last
+from ..evaluation.classification import evaluate_classifier
+from ..files import write_json
+from ..models.configuration_convnet_cnnrnn import ConvNetConfig
+from ..models.modeling_convnet_cnnrnn import ConvNetForImageClassification
+from ..models.processing_cnnrnn import load_image_processor
+from .classification_arguments import (
+    ClassificationDataArguments,
+    ClassificationModelArguments,
+    ClassificationTrainingArguments,
+)
+
+
+logger = logging.getLogger(__name__)
+
+# share of the training images that are kept for validation where the dataset has no such split
+VALIDATION_SHARE = 0.1
+LARGEST_SIDE = 64  # of pictures for a CNN from scratch, unless another is asked for
+NUM_WHITENING_IMAGES = 5000
+
+
+def load_splits(
+    data_args: ClassificationDataArguments, accelerator: Accelerator
+) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """
+    Load the rows to train on and those to evaluate on; a missing validation split is taken from the training images.
+
+    Raises:
+        ValueError: the dataset cannot be read, has no such split, or the images to train on are of one class.
+    """
+    with accelerator.main_process_first():
+        splits = load_labelled_dataset_from(data_args)
+    if data_args.train_split not in splits:
+        raise ValueError(f"`train_split` is '{data_args.train_split}', but the dataset has the splits {list(splits)}.")
+    train_rows, number = splits[data_args.train_split], data_args.num_validation_images
+    if data_args.validation_split in splits:
+        if number is not None:
+            raise ValueError(
+                f"`num_validation_images` is {number}, but the dataset has the split '{data_args.validation_split}': leave "
+                "one of the two out."
+            )
+        eval_rows = splits[data_args.validation_split]
+    elif number is not None:
+        train_rows, eval_rows = split_last(train_rows, number)
+    else:
+        logger.info("No split '%s': a tenth of the training images is kept for it.", data_args.validation_split)
+        parts = train_rows.train_test_split(VALIDATION_SHARE, seed=0)
+        train_rows, eval_rows = parts["train"], parts["test"]
+    train_rows = train_rows.select(range(min(len(train_rows), data_args.max_train_samples or len(train_rows))))
+    eval_rows = eval_rows.select(range(min(len(eval_rows), data_args.max_eval_samples or len(eval_rows))))
+    _check_classes(train_rows)
+    logger.info("%d images to train on, %d to evaluate on.", len(train_rows), len(eval_rows))
+    return train_rows, eval_rows
+
+
+def _check_classes(train_rows: datasets.Dataset) -> None:
+    """Refuse to learn one class, and name the classes of which there is no image."""
+    names = train_rows.features["label"].names
+    present = set(train_rows["label"][:])
+    if len(present) < 2:
+        raise ValueError(
+            f"All {len(train_rows)} images to train on are of the class '{names[min(present)]}': a classifier takes two or "
+            "more."
+        )
+    if absent := [name for label, name in enumerate(names) if label not in present]:
+        shown = ", ".join(absent[:10]) + (", ..." if len(absent) > 10 else "")
+        logger.warning("%d of %d classes have no image to train on: %s.", len(absent), len(names), shown)
+
+
+def build_classifier(
+    data_args: ClassificationDataArguments, model_args: ClassificationModelArguments, train_rows: datasets.Dataset
+) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    """
+    Load the classifier or CNN that is trained further, or make a new one.
+
+    The classifier of a pretrained model is kept where its classes are those of the dataset, in their order.
+
+    Raises:
+        ValueError: the configuration is wrong, or the pictures are smaller than the strides of the CNN.
+        OSError: a pretrained model is not there.
+    """
+    names = train_rows.features["label"].names
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: label for label, name in enumerate(names)}}
+    name = model_args.model_name_or_path
+    if name:
+        processor = load_image_processor(name, data_args.image_size)
+        config = AutoConfig.from_pretrained(name)
+        is_same = list(config.id2label.values()) == names
+        options = {} if is_same else {"ignore_mismatched_sizes": True, **labels}
+        model = AutoModelForImageClassification.from_pretrained(name, dtype=torch.float32, **options)
+    else:
+        settings = json.loads(model_args.model_config) if model_args.model_config else {"model_type": "convnet"}
+        if not isinstance(settings, dict) or "model_type" not in settings:
+            raise ValueError(
+                f'`model_config` is {model_args.model_config!r:.80}: pass JSON such as \'{{"model_type": "resnet"}}\'.'
+            )
+        first = load_stored_image(train_rows.cast_column("image", datasets.Image(decode=False))[0]["image"])
+        side = data_args.image_size or settings.get("image_size") or min(*first.size, LARGEST_SIDE)
+        if settings["model_type"] == "convnet":
+            settings |= {"image_size": side}
+        config = AutoConfig.for_model(**settings, **labels)
+        check_image_size(config, side)
+        model = AutoModelForImageClassification.from_config(config)
+        size = {"height": side, "width": side}
+        mean, std = list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD)
+        processor = ViTImageProcessorPil(size=size, image_mean=mean, image_std=std)
+    return model, processor
+
+
+def check_image_size(config: PreTrainedConfig, image_size: int) -> None:
+    """
+    Refuse pictures of which the strides of a CNN leave nothing.
+
+    Raises:
+        ValueError: names the smallest size.
+    """
+    if isinstance(config, ConvNetConfig):
+        smallest = config.min_image_size
+    else:
+        with torch.device("meta"):  # shapes alone
+            pixel_values = torch.empty(1, getattr(config, "num_channels", 3), 512, 512)
+            features = AutoModel.from_config(config)(pixel_values=pixel_values).last_hidden_state
+        smallest = 512 // features.shape[-1] if features.ndim == 4 else 1
+    if image_size < smallest:
+        raise ValueError(
+            f"`image_size` is {image_size}, but the strides of this CNN come to {smallest}: pass {smallest} or more."
+        )
+
+
+def prepare_classifier(
+    model: PreTrainedModel,
+    train_dataset: LabelledImages,
+    model_args: ClassificationModelArguments,
+    args: ClassificationTrainingArguments,
+    accelerator: Accelerator,
+) -> None:
+    """Set how the CNN is computed, and compute the whitening filters of a new ConvNet from training pictures."""
+    is_new = not model_args.model_name_or_path
+    if is_new and isinstance(model, ConvNetForImageClassification) and model.convnet.whitening is not None:
+        step = max(1, len(train_dataset) // NUM_WHITENING_IMAGES)
+        model.convnet.initialize_whitening(train_dataset.normalize(train_dataset.pixels[::step]))
+    if accelerator.distributed_type != DistributedType.FSDP:  # FSDP supports only contiguous weights
+        model.to(memory_format=torch.channels_last)  # convolutions are fastest with it
+    if args.gradient_checkpointing:
+        model.activation_checkpointing_enable()
+    if args.torch_compile:
+        model.compile()
+
+
+def build_datasets(
+    train_rows: datasets.Dataset,
+    eval_rows: datasets.Dataset,
+    image_processor: BaseImageProcessor,
+    data_args: ClassificationDataArguments,
+    args: ClassificationTrainingArguments,
+) -> tuple[LabelledImages, LabelledImages]:
+    """
+    Read the pictures to train on, which are augmented, and those to evaluate on.
+
+    Raises:
+        ValueError: no picture can be read, or they do not fit into memory.
+    """
+    options = {"max_shift": data_args.max_shift, "flip": data_args.flip, "seed": args.seed}
+    train_dataset = LabelledImages(train_rows, image_processor, "the training images", **options)
+    return train_dataset, LabelledImages(eval_rows, image_processor, "the validation images")
+
+
+def evaluate_trained(
+    eval_dataset: LabelledImages, args: ClassificationTrainingArguments, accelerator: Accelerator
+) -> None:
+    """Evaluate the best classifier, which is in the output folder, and write `evaluation/eval_results.json` there."""
+    model = AutoModelForImageClassification.from_pretrained(args.output_dir, dtype=torch.float32)
+    model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    evaluation = evaluate_classifier(model, eval_dataset, accelerator, args.per_device_eval_batch_size)
+    if accelerator.is_main_process:
+        write_json(Path(args.output_dir) / "evaluation" / "eval_results.json", evaluation.to_dict())
+        logger.info("\n%s\n", evaluation.table())
+        scores = evaluation.scores
+        logger.info(
+            "Accuracy %.4f; with the mirror image of each picture %.4f (%d images).",
+            scores["accuracy"],
+            scores["accuracy_with_mirror"],
+            len(eval_dataset),
+        )
