@@ -9,7 +9,7 @@ SOURCES := modeling_cnnrnn examples tests
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo test test-fast test-oldest test-slow test-java test-space fuzz benchmark-alignment benchmark-metrics benchmark-training pretrained card quality style clean
+.PHONY: help install demo watch test test-fast test-oldest test-slow test-java test-space fuzz benchmark-alignment benchmark-metrics benchmark-training pretrained card quality style clean
 
 help:  ## What this file can do
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 20
@@ -25,6 +25,9 @@ demo: $(VENV)/.train  ## Learn to describe drawn pictures from scratch, in minut
 	$(BIN)/cnnrnn train examples/recipes/shapes.json --output_dir $(OUTPUT)
 	$(BIN)/cnnrnn evaluate --model_name_or_path $(OUTPUT) --dataset_name shapes --split test --num_beams 1 3 \
 		--output_dir $(OUTPUT)/evaluation
+
+watch: $(VENV)/.train  ## Train a small CNN to tell drawn things apart, in two minutes, without a download
+	$(BIN)/python examples/train_classifier.py examples/recipes/shapes_classifier.json --output_dir $(OUTPUT)_classifier
 
 test: install  ## The tests, in a few minutes
 	$(BIN)/python -m pytest -n auto --dist loadfile

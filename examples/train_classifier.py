@@ -40,6 +40,7 @@ from modeling_cnnrnn.training.classification import (
     evaluate_trained,
     load_splits,
     prepare_classifier,
+    push_to_hub,
 )
 from modeling_cnnrnn.training.classification_arguments import (
     ClassificationDataArguments,
@@ -85,6 +86,8 @@ def main():
 
     # 6. The output folder is what `from_pretrained` loads: what it is worth, class by class
     evaluate_trained(eval_dataset, args, accelerator)
+    if args.push_to_hub and accelerator.is_main_process:
+        push_to_hub(args)
 
 
 if __name__ == "__main__":

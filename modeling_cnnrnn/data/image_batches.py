@@ -7,7 +7,6 @@ import datasets
 import numpy as np
 import torch
 from torch.utils.data import Dataset
-from transformers import BaseImageProcessor
 
 from .batching import load_stored_image
 from .reporting import left_out
@@ -33,7 +32,7 @@ class LabelledImages(Dataset):
 
     Args:
         rows: rows of `image`, `label` and `image_id`, as `load_labelled_dataset` returns them.
-        image_processor: the image processor of the model.
+        image_processor: the image processor of the model, of the PIL backend.
         name: what messages call these pictures.
         max_shift: pixels that a picture is moved by at most, down and to the right or back; what leaves it comes back
             reflected.
@@ -48,7 +47,7 @@ class LabelledImages(Dataset):
     def __init__(
         self,
         rows: datasets.Dataset,
-        image_processor: BaseImageProcessor,
+        image_processor: Any,
         name: str = "images",
         max_shift: int = 0,
         flip: Flip = "none",
@@ -69,10 +68,11 @@ class LabelledImages(Dataset):
         self.image_ids: list[str] = [image_ids[row] for row in kept]
         self.epoch = 0
 
-    def _read(self, rows: datasets.Dataset, processor: BaseImageProcessor) -> tuple[torch.Tensor, list[int]]:
+    def _read(self, rows: datasets.Dataset, processor: Any) -> tuple[torch.Tensor, list[int]]:
         """Decode all pictures; returns them and the rows they are of."""
         undecoded = rows.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
-        pixels, kept = None, []
+        pixels: np.ndarray | None = None
+        kept: list[int] = []
         for row, image_id in enumerate(rows["image_id"][:]):
             try:
                 picture = _resized(load_stored_image(undecoded[row]["image"], name=image_id), processor)
@@ -142,7 +142,7 @@ class LabelledImages(Dataset):
         return ((pixels / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
-def _resized(image, processor: BaseImageProcessor) -> np.ndarray:
+def _resized(image, processor: Any) -> np.ndarray:
     """Resize and crop a picture as the processor does, `(C, H, W)` in 8 bits."""
     size = dict(processor.size or {})
     is_plain = not getattr(processor, "do_center_crop", False) and not getattr(processor, "crop_pct", None)

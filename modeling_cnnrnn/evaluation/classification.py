@@ -115,7 +115,7 @@ def evaluate_classifier(
     parts = gather_object(found)
     order = torch.tensor([row for rows, _, _ in parts for row in rows]).argsort()
     logits, mirror_logits = (torch.cat([part[index] for part in parts])[order] for index in (1, 2))
-    classes = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    classes = [str(name) for name in (model.config.id2label or {}).values()]
     return ClassifierEvaluation(logits, mirror_logits, dataset.labels, classes)
 
 

@@ -94,7 +94,7 @@ def write_model_card(
         facts |= _add_pictures(folder, pictures, show_pictures)
         picture = pictures / Path(facts["first_picture"]).name if facts["first_picture"] else None
         facts |= run_uses(repository, redaction.model, picture)
-        text = f"---\n{card_metadata(facts, tags or []).to_yaml()}\n---\n\n{_render(facts)}\n"
+        text = f"---\n{card_metadata(facts, tags or []).to_yaml()}\n---\n\n{render('model_card.md.jinja', facts)}\n"
     write_text(output_dir / "README.md", text)
     return output_dir / "README.md"
 
@@ -126,11 +126,11 @@ def _add_pictures(folder: Path, pictures: Path, show_evaluation: bool) -> dict[s
     }
 
 
-def _render(facts: dict[str, Any]) -> str:
-    """Fill the template, without the blank lines that its absent parts leave."""
+def render(template: str, facts: dict[str, Any]) -> str:
+    """Fill a template of this room, without the blank lines that its absent parts leave."""
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"cell": _cell, "duration": _duration, "wrapped": _wrapped}
-    body = environment.get_template("model_card.md.jinja").render(facts)
+    body = environment.get_template(template).render(facts)
     return re.sub(r"\n{3,}", "\n\n", re.sub(r"[ \t]+\n", "\n", body)).strip()
 
 

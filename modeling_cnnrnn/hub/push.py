@@ -64,6 +64,32 @@ def push_captioner(
         ValueError: `repo_id` is not the name of a repository, or `folder` holds no captioner that loads.
         OSError: the Hub cannot be reached, or refuses the files (`PermissionError`: because of the token).
     """
+
+    def stage(staged: Path, name: str) -> None:
+        stage_captioner(folder, staged, name, max_shard_size=max_shard_size, card=card)
+
+    return push_staged(stage, folder, repo_id, private, revision, token, commit_message)
+
+
+def push_staged(
+    stage: Callable[[Path, str], None],
+    folder: str | Path,
+    repo_id: str,
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    commit_message: str = "Upload model",
+) -> CommitInfo:
+    """
+    Push the repository that `stage` makes in a folder, see [`push_captioner`].
+
+    Args:
+        stage: makes the repository, given an empty folder and the name of the repository.
+        folder: what it is made of, for messages.
+
+    Raises:
+        ValueError, OSError: as [`push_captioner`], or what `stage` raises.
+    """
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
@@ -76,7 +102,7 @@ def push_captioner(
     repo_id = repo_id if "/" in repo_id else f"{user}/{repo_id}"
     with TemporaryDirectory() as temporary:
         staged = Path(temporary)
-        stage_captioner(folder, staged, repo_id, max_shard_size=max_shard_size, card=card)
+        stage(staged, repo_id)
         for name in _files(staged):
             if token.encode() in (staged / name).read_bytes():
                 raise ValueError(f"{name} holds your token, and nothing is pushed: take it out of '{folder}'.")

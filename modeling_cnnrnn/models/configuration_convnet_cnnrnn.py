@@ -86,9 +86,10 @@ class ConvNetConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Check the layers; run by `@strict` when the configuration is made."""
-        if not 1 <= len(self.layers) <= MAX_LAYERS:
-            raise ValueError(f"`layers` has {len(self.layers)}: pass 1 to {MAX_LAYERS}.")
-        for number, layer in enumerate(self.layers, 1):
+        layers = self.layers or []
+        if not 1 <= len(layers) <= MAX_LAYERS:
+            raise ValueError(f"`layers` has {len(layers)}: pass 1 to {MAX_LAYERS}.")
+        for number, layer in enumerate(layers, 1):
             _check_layer(number, layer)
         if not 0 <= self.whitening_size <= LIMITS["kernel_size"]:
             raise ValueError(f"`whitening_size` is {self.whitening_size}: pass the side of a patch, or 0 for none.")

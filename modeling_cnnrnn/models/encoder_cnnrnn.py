@@ -17,6 +17,7 @@ from transformers.utils import can_return_tuple
 from .base_cnnrnn import CnnRnnPreTrainedModel
 from .configuration_base_cnnrnn import CnnRnnPreTrainedConfig
 from .configuration_cnnrnn import CnnRnnConfig
+from .configuration_convnet_cnnrnn import ConvNetConfig
 from .modeling_convnet_cnnrnn import ConvNetModel
 from .receptive_field_cnnrnn import measure_cell_centers
 
@@ -26,7 +27,7 @@ class CnnRnnImageEncoder(CnnRnnPreTrainedModel):
 
     def __init__(self, config: CnnRnnPreTrainedConfig):
         super().__init__(config)
-        is_convnet = getattr(config.encoder, "model_type", None) == ConvNetModel.config_class.model_type
+        is_convnet = getattr(config.encoder, "model_type", None) == ConvNetConfig.model_type
         # the Auto class of transformers does not know it where this package is not installed
         self.cnn = ConvNetModel._from_config(config.encoder) if is_convnet else AutoModel.from_config(config.encoder)
         self.checkpoint = _Checkpoint()

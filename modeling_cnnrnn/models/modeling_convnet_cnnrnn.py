@@ -63,14 +63,14 @@ class ConvNetLayer(GradientCheckpointingLayer):
         self.residual = layer["residual"]
 
     def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
-        first = None
+        first: torch.Tensor | None = None
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             hidden_state = convolution(hidden_state)
             if first is None:
                 hidden_state = self.pool(hidden_state)
             hidden_state = self.activation(norm(hidden_state))
             first = hidden_state if first is None else first
-        return hidden_state + first if self.residual else hidden_state
+        return hidden_state + first if self.residual and first is not None else hidden_state
 
 
 class ConvNetPreTrainedModel(PreTrainedModel):
@@ -79,7 +79,7 @@ class ConvNetPreTrainedModel(PreTrainedModel):
     config: ConvNetConfig
     base_model_prefix = "convnet"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]  # noqa: RUF012
     supports_gradient_checkpointing = True
     _no_split_modules = ["ConvNetLayer"]  # noqa: RUF012
 
@@ -204,7 +204,7 @@ class ConvNetForImageClassification(ConvNetPreTrainedModel):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.convnet = ConvNetModel(config)
-        self.classifier = nn.Linear(self.convnet.num_features, config.num_labels, bias=not config.divide_logits)
+        self.classifier = nn.Linear(self.convnet.num_features, config.num_labels or 0, bias=not config.divide_logits)
         self.post_init()
 
     def save_pretrained(self, save_directory, *args, **kwargs):

@@ -11,7 +11,7 @@ from accelerate.utils import load as load_weights_only
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
-from transformers import ProcessorMixin
+from transformers import BaseImageProcessor, ProcessorMixin
 
 from ..files import write_json
 from ..models.error_messages_cnnrnn import shown
@@ -73,7 +73,10 @@ def check_output_dir(
 
 
 def check_checkpoint(
-    checkpoint: Path, model: nn.Module, processing_class: ProcessorMixin | None, process_index: int = 0
+    checkpoint: Path,
+    model: nn.Module,
+    processing_class: ProcessorMixin | BaseImageProcessor | None,
+    process_index: int = 0,
 ) -> None:
     """
     Compare a checkpoint with the model that is to be trained from it, and look for damage. Nothing is unpickled.

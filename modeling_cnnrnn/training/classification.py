@@ -3,6 +3,7 @@
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import datasets
 import torch
@@ -12,10 +13,10 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForImageClassification,
-    BaseImageProcessor,
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
@@ -24,6 +25,7 @@ from ..data.image_batches import LabelledImages
 from ..data.labelled_images import load_labelled_dataset_from, split_last
 from ..evaluation.classification import evaluate_classifier
 from ..files import write_json
+from ..hub.push_classifier import push_classifier
 from ..models.configuration_convnet_cnnrnn import ConvNetConfig
 from ..models.modeling_convnet_cnnrnn import ConvNetForImageClassification
 from ..models.processing_cnnrnn import load_image_processor
@@ -92,7 +94,7 @@ def _check_classes(train_rows: datasets.Dataset) -> None:
 
 def build_classifier(
     data_args: ClassificationDataArguments, model_args: ClassificationModelArguments, train_rows: datasets.Dataset
-) -> tuple[PreTrainedModel, BaseImageProcessor]:
+) -> tuple[PreTrainedModel, PilBackend]:
     """
     Load the classifier or CNN that is trained further, or make a new one.
 
@@ -121,7 +123,7 @@ def build_classifier(
         side = data_args.image_size or settings.get("image_size") or min(*first.size, LARGEST_SIDE)
         if settings["model_type"] == "convnet":
             settings |= {"image_size": side}
-        config = AutoConfig.for_model(**settings, **labels)
+        config = AutoConfig.for_model(**(settings | labels))
         check_image_size(config, side)
         model = AutoModelForImageClassification.from_config(config)
         size = {"height": side, "width": side}
@@ -141,8 +143,9 @@ def check_image_size(config: PreTrainedConfig, image_size: int) -> None:
         smallest = config.min_image_size
     else:
         with torch.device("meta"):  # shapes alone
+            cnn: Any = AutoModel.from_config(config)
             pixel_values = torch.empty(1, getattr(config, "num_channels", 3), 512, 512)
-            features = AutoModel.from_config(config)(pixel_values=pixel_values).last_hidden_state
+            features = cnn(pixel_values=pixel_values).last_hidden_state
         smallest = 512 // features.shape[-1] if features.ndim == 4 else 1
     if image_size < smallest:
         raise ValueError(
@@ -173,7 +176,7 @@ def prepare_classifier(
 def build_datasets(
     train_rows: datasets.Dataset,
     eval_rows: datasets.Dataset,
-    image_processor: BaseImageProcessor,
+    image_processor: PilBackend,
     data_args: ClassificationDataArguments,
     args: ClassificationTrainingArguments,
 ) -> tuple[LabelledImages, LabelledImages]:
@@ -183,8 +186,8 @@ def build_datasets(
     Raises:
         ValueError: no picture can be read, or they do not fit into memory.
     """
-    options = {"max_shift": data_args.max_shift, "flip": data_args.flip, "seed": args.seed}
-    train_dataset = LabelledImages(train_rows, image_processor, "the training images", **options)
+    augmentation: dict[str, Any] = {"max_shift": data_args.max_shift, "flip": data_args.flip, "seed": args.seed}
+    train_dataset = LabelledImages(train_rows, image_processor, "the training images", **augmentation)
     return train_dataset, LabelledImages(eval_rows, image_processor, "the validation images")
 
 
@@ -205,3 +208,10 @@ def evaluate_trained(
             scores["accuracy_with_mirror"],
             len(eval_dataset),
         )
+
+
+def push_to_hub(args: ClassificationTrainingArguments) -> None:
+    """Push the trained classifier with its card."""
+    repo_id = args.hub_model_id or Path(args.output_dir).name
+    commit = push_classifier(args.output_dir, repo_id, private=args.hub_private_repo, revision=args.hub_revision)
+    logger.info("Pushed: %s", commit.commit_url)

@@ -88,15 +88,15 @@ class ClassificationTrainingArguments(TrainingArguments):
             "help": "Muon for convolutions with SGD for the rest, SGD with Nesterov momentum, AdamW or Adadelta."
         },
     )
-    learning_rate: float | None = field(  # type: ignore[assignment]  # set below
+    learning_rate: float = field(  # type: ignore[assignment]  # set below
         default=None,
         metadata={"help": "Highest learning rate: by default 0.24 of Muon, 0.1 of SGD, 0.002 of AdamW, 1 of Adadelta."},
     )
-    momentum: float | None = field(
+    momentum: float = field(  # type: ignore[assignment]
         default=None,
         metadata={"help": "Momentum (AdamW: beta1; Adadelta: rho). By default 0.6 of Muon, 0.9, 0.9, 0.95."},
     )
-    weight_decay: float | None = field(  # type: ignore[assignment]  # set below
+    weight_decay: float = field(  # type: ignore[assignment]
         default=None,
         metadata={
             "help": "Weight decay of matrices. With Muon: the share that a picture takes off the classifier and the biases. "

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch.nn.functional import cross_entropy
-from transformers import BaseImageProcessor, PreTrainedModel
+from transformers import PreTrainedModel
+from transformers.image_processing_backends import PilBackend
 
 from ..data.image_batches import LabelledImages
 from ..evaluation.classification import ClassifierEvaluation, evaluate_classifier
@@ -52,7 +53,7 @@ class ClassificationTrainer(Trainer):
     def __init__(
         self,
         model: PreTrainedModel,
-        image_processor: BaseImageProcessor,
+        image_processor: PilBackend,
         train_dataset: LabelledImages,
         eval_dataset: LabelledImages,
         accelerator: Accelerator,
@@ -68,7 +69,8 @@ class ClassificationTrainer(Trainer):
 
     def prepare_inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Normalize the pictures of a batch on the device."""
-        self.state.broken_images |= self.train_dataset.broken | self.eval_dataset.broken
+        broken = {f"{name} (validation)": reason for name, reason in self.eval_dataset.broken.items()}
+        self.state.broken_images |= self.train_dataset.broken | broken
         return {"pixel_values": self.train_dataset.normalize(batch["pixel_values"]), "labels": batch["labels"]}
 
     def count_items(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -86,7 +88,7 @@ class ClassificationTrainer(Trainer):
 
     def create_optimizer(self) -> torch.optim.Optimizer:
         """Create the optimizer that the options name."""
-        args, momentum = self.args, self.args.momentum or 0.0
+        args, momentum = self.args, self.args.momentum
         if args.optimizer == "muon":
             return Muon(self._muon_groups())
         groups = decay_groups(self.model, args.weight_decay)

@@ -26,7 +26,7 @@ from accelerate.utils import (
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import BaseImageProcessor, PreTrainedModel, ProcessorMixin
 
 from ..evaluation import processes
 from ..evaluation.provenance import EnergyMeter, peak_memory, provenance
@@ -107,7 +107,7 @@ class Trainer:
         train_dataset: images in any order; its `epoch` is set before each epoch.
         data_collator: makes a batch of examples: tensors, among them `labels`, and if it likes `rows` and `broken` as
             [`~modeling_cnnrnn.data.batching.collate_captions`] does.
-        processing_class: processor or tokenizer that is saved beside the model.
+        processing_class: processor, tokenizer or image processor that is saved beside the model.
         callbacks: watch the training.
         options: options by group, written into `training_results.json` and to the trackers.
     """
@@ -123,7 +123,7 @@ class Trainer:
         accelerator: Accelerator,
         train_dataset: Dataset,
         data_collator: Callable[[list], dict[str, Any]],
-        processing_class: ProcessorMixin | None = None,
+        processing_class: ProcessorMixin | BaseImageProcessor | None = None,
         callbacks: Sequence[TrainerCallback] = (),
         options: Mapping[str, Mapping[str, Any]] | None = None,
     ):
