@@ -107,8 +107,11 @@ def _with_kinds(rows: Dataset) -> Dataset:
         return rows
     kinds = [{thing.name for thing in Meaning.from_json(scene).things} for scene in scenes]
     single = [index for index, names in enumerate(kinds) if len(names) == 1]
-    labels = Dataset.from_dict({"label": [min(names) for names in kinds]})
-    return datasets.concatenate_datasets([rows.remove_columns(SCENE), labels], axis=1).select(single)
+    labels = Dataset.from_dict(
+        {"label": [min(kinds[index]) for index in single]}, datasets.Features(label=datasets.Value("string"))
+    )
+    # rows before columns: `datasets` cannot put columns beside a part of rows that had some put beside them
+    return datasets.concatenate_datasets([rows.remove_columns(SCENE).select(single), labels], axis=1)
 
 
 def _classes(raw: Mapping[str, Dataset], column: str) -> dict[Any, str]:

@@ -9,6 +9,7 @@ import datasets
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -23,10 +24,12 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 from ..data.batching import load_stored_image
 from ..data.image_batches import LabelledImages
 from ..data.labelled_images import load_labelled_dataset_from, split_last
+from ..data.reporting import some
 from ..evaluation.classification import evaluate_classifier
 from ..files import write_json
 from ..hub.push_classifier import push_classifier
 from ..models.configuration_convnet_cnnrnn import ConvNetConfig
+from ..models.error_messages_cnnrnn import shown
 from ..models.modeling_convnet_cnnrnn import ConvNetForImageClassification
 from ..models.processing_cnnrnn import load_image_processor
 from .classification_arguments import (
@@ -88,8 +91,7 @@ def _check_classes(train_rows: datasets.Dataset) -> None:
             "more."
         )
     if absent := [name for label, name in enumerate(names) if label not in present]:
-        shown = ", ".join(absent[:10]) + (", ..." if len(absent) > 10 else "")
-        logger.warning("%d of %d classes have no image to train on: %s.", len(absent), len(names), shown)
+        logger.warning("%d of %d classes have no image to train on: %s.", len(absent), len(names), some(absent))
 
 
 def build_classifier(
@@ -123,7 +125,10 @@ def build_classifier(
         side = data_args.image_size or settings.get("image_size") or min(*first.size, LARGEST_SIDE)
         if settings["model_type"] == "convnet":
             settings |= {"image_size": side}
-        config = AutoConfig.for_model(**(settings | labels))
+        try:
+            config = AutoConfig.for_model(**(settings | labels))
+        except StrictDataclassError as error:  # its message has several lines
+            raise ValueError(f"`model_config` cannot be used: {shown(error.__cause__ or error)}") from error
         check_image_size(config, side)
         model = AutoModelForImageClassification.from_config(config)
         size = {"height": side, "width": side}
@@ -143,7 +148,7 @@ def check_image_size(config: PreTrainedConfig, image_size: int) -> None:
         smallest = config.min_image_size
     else:
         with torch.device("meta"):  # shapes alone
-            cnn: Any = AutoModel.from_config(config)
+            cnn = AutoModel.from_config(config)
             pixel_values = torch.empty(1, getattr(config, "num_channels", 3), 512, 512)
             features = cnn(pixel_values=pixel_values).last_hidden_state
         smallest = 512 // features.shape[-1] if features.ndim == 4 else 1
@@ -166,7 +171,8 @@ def prepare_classifier(
         step = max(1, len(train_dataset) // NUM_WHITENING_IMAGES)
         model.convnet.initialize_whitening(train_dataset.normalize(train_dataset.pixels[::step]))
     if accelerator.distributed_type != DistributedType.FSDP:  # FSDP supports only contiguous weights
-        model.to(memory_format=torch.channels_last)  # convolutions are fastest with it
+        # convolutions are fastest with it
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
     if args.gradient_checkpointing:
         model.activation_checkpointing_enable()
     if args.torch_compile:

@@ -118,7 +118,7 @@ def test_a_pretrained_classifier_keeps_its_head_for_its_own_classes(classifier, 
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"image_size": 2}, "come to 3: pass 3 or more"),
+        ({"image_size": 2}, "`model_config` cannot be used: `image_size` is 2: these layers take pictures of 3 to"),
         ({"image_size": 7, "model_config": '{"model_type": "resnet"}'}, "come to 32: pass 32 or more"),
         ({"learning_rate": 1e38, "max_train_steps": 20}, "The loss is nan at step"),
         ({"label_column": "kind"}, "`label_column` is `kind`, but the columns are `image`, `label`"),
