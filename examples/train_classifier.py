@@ -32,6 +32,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from modeling_cnnrnn.cli.arguments import parse_arguments
 from modeling_cnnrnn.cli.errors import RESUME_TRAINING, user_errors
+from modeling_cnnrnn.cli.memory import keep_heap
 from modeling_cnnrnn.training.arguments import StageArguments
 from modeling_cnnrnn.training.captioning import check_environment
 from modeling_cnnrnn.training.classification import (
@@ -53,6 +54,7 @@ from modeling_cnnrnn.training.trainer import create_accelerator
 
 
 def main():
+    keep_heap()
     # 1. Options, from a recipe and the command line
     data_args, model_args, args = parse_arguments(
         [ClassificationDataArguments, ClassificationModelArguments, ClassificationTrainingArguments], __doc__

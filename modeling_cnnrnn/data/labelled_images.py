@@ -19,7 +19,7 @@ from .columns import LabelColumns, shown
 from .image_cells import file_names, resolve_images, warn_of_problems
 from .image_files import ImageFiles, files_of_dataset
 from .reporting import left_out
-from .shapes import SCENE, scenes_of
+from .shapes import SCENE
 from .shapes.language import Meaning
 from .sources import read_splits
 
@@ -68,9 +68,10 @@ def load_labelled_dataset(
     root, images, cache = (path if path is None else os.fspath(path) for path in (data_dir, image_dir, cache_dir))
     try:
         raw = read_splits(name, dataset_config_name, dataset_revision, root, cache)
-        raw = {SPLITS.get(split, split): _with_kinds(rows) for split, rows in raw.items()}
-        raw = {split: rows for split, rows in raw.items() if len(rows)}
-        columns = LabelColumns.infer(next(iter(raw.values())).features, image_column, label_column)
+        raw = {SPLITS.get(split, split): rows for split, rows in raw.items()}
+        features = next(iter(raw.values())).features
+        is_drawn = label_column is None and SCENE in features and "label" not in features
+        columns = LabelColumns.infer(features, image_column, SCENE if is_drawn else label_column)
         logger.info("`%s`: %s.", name, columns)
         files = files_of_dataset(name, root, images, cache)
         classes = _classes(raw, columns.label)
@@ -100,18 +101,12 @@ def split_last(rows: Dataset, number: int) -> tuple[Dataset, Dataset]:
     return rows.select(range(len(rows) - number)), rows.select(range(len(rows) - number, len(rows)))
 
 
-def _with_kinds(rows: Dataset) -> Dataset:
-    """Keep the drawn pictures that show one kind of thing, with its name as `label`; other datasets stay as they are."""
-    scenes = scenes_of(rows)
-    if scenes is None or "label" in rows.column_names:
-        return rows
-    kinds = [{thing.name for thing in Meaning.from_json(scene).things} for scene in scenes]
-    single = [index for index, names in enumerate(kinds) if len(names) == 1]
-    labels = Dataset.from_dict(
-        {"label": [min(kinds[index]) for index in single]}, datasets.Features(label=datasets.Value("string"))
-    )
-    # rows before columns: `datasets` cannot put columns beside a part of rows that had some put beside them
-    return datasets.concatenate_datasets([rows.remove_columns(SCENE).select(single), labels], axis=1)
+def _values(rows: Dataset, column: str) -> list[Any]:
+    """Read a column of classes; the class of a drawn picture is its kind of thing, `None` if it shows several."""
+    if column != SCENE:
+        return rows[column][:]
+    kinds = [{thing.name for thing in Meaning.from_json(scene).things} for scene in rows[column][:]]
+    return [min(names) if len(names) == 1 else None for names in kinds]
 
 
 def _classes(raw: Mapping[str, Dataset], column: str) -> dict[Any, str]:
@@ -125,7 +120,7 @@ def _classes(raw: Mapping[str, Dataset], column: str) -> dict[Any, str]:
     if isinstance(feature, datasets.ClassLabel):
         classes = dict(enumerate(feature.names))
     elif getattr(feature, "dtype", "").startswith(("int", "uint", "bool", "string", "large_string")):
-        values = {value for rows in raw.values() for value in rows.unique(column) if _is_label(value)}
+        values = {value for rows in raw.values() for value in _values(rows, column) if _is_label(value)}
         classes = {value: str(value) for value in sorted(values)}
     else:
         raise ValueError(
@@ -155,9 +150,10 @@ def _standardize(
     problems = found or [""] * len(images)
     warn_of_problems(split, ids, problems, files)
     numbers = {value: number for number, value in enumerate(classes)}
-    labels = [numbers.get(value) if _is_label(value) else None for value in rows[columns.label][:]]
+    labels = [numbers.get(value) if _is_label(value) else None for value in _values(rows, columns.label)]
     usable = [index for index, problem in enumerate(problems) if not problem]
-    left_out(split, "images without a label", [ids[index] for index in usable if labels[index] is None])
+    what = "drawn images of several kinds of things" if columns.label == SCENE else "images without a label"
+    left_out(split, what, [ids[index] for index in usable if labels[index] is None])
     usable = [index for index in usable if labels[index] is not None]
     features = datasets.Features(
         {"label": datasets.ClassLabel(names=list(classes.values())), "image_id": datasets.Value("string")}

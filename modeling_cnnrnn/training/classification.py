@@ -116,11 +116,7 @@ def build_classifier(
         options = {} if is_same else {"ignore_mismatched_sizes": True, **labels}
         model = AutoModelForImageClassification.from_pretrained(name, dtype=torch.float32, **options)
     else:
-        settings = json.loads(model_args.model_config) if model_args.model_config else {"model_type": "convnet"}
-        if not isinstance(settings, dict) or "model_type" not in settings:
-            raise ValueError(
-                f'`model_config` is {model_args.model_config!r:.80}: pass JSON such as \'{{"model_type": "resnet"}}\'.'
-            )
+        settings = _read_settings(model_args.model_config)
         first = load_stored_image(train_rows.cast_column("image", datasets.Image(decode=False))[0]["image"])
         side = data_args.image_size or settings.get("image_size") or min(*first.size, LARGEST_SIDE)
         if settings["model_type"] == "convnet":
@@ -135,6 +131,21 @@ def build_classifier(
         mean, std = list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD)
         processor = ViTImageProcessorPil(size=size, image_mean=mean, image_std=std)
     return model, processor
+
+
+def _read_settings(model_config: str | None) -> dict[str, Any]:
+    """Read the configuration of a CNN from scratch; by default that of a ConvNet."""
+    if model_config is None:
+        return {"model_type": ConvNetConfig.model_type}
+    try:
+        settings = json.loads(model_config)
+    except json.JSONDecodeError:
+        settings = None
+    if not isinstance(settings, dict) or "model_type" not in settings:
+        raise ValueError(
+            f'`model_config` is {shown(model_config, 80)}: pass JSON such as \'{{"model_type": "resnet"}}\'.'
+        )
+    return settings
 
 
 def check_image_size(config: PreTrainedConfig, image_size: int) -> None:

@@ -14,6 +14,8 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutput
 
+from modeling_cnnrnn import ConvNetConfig
+
 
 # the sixteen words of the tiny vocabulary, twenty tokens with the special ones
 CAPTIONS = [
@@ -27,6 +29,7 @@ ATTENTION_TYPES = ["none", "additive"]
 IMAGE_INJECTIONS = ["first_token", "initial_state", "bias_first_step", "bias_every_step"]
 
 TINY_CNNS = {
+    "convnet": ConvNetConfig(layers=[{"channels": 8, "pool_size": 2}, {"channels": 16, "pool_size": 4}]),
     "resnet": ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic"),
     "resnet-bottleneck": ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[2, 1]),
     "regnet": RegNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], groups_width=4),
