@@ -1,7 +1,7 @@
 r"""
 Train an image classifier: your own small CNN, or any CNN of transformers.
 
-On pictures that the project draws itself, in two minutes (`make watch`):
+On pictures that the project draws itself (`make watch`):
 
     python examples/train_classifier.py examples/recipes/shapes_classifier.json --output_dir outputs/shapes_classifier
 
