@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .models.processing_alignment_cnnrnn import CnnRnnAlignmentProcessor
     from .models.processing_cnnrnn import CnnRnnProcessor
     from .models.recurrence_cnnrnn import CnnRnnCache
+    from .models.regions_cnnrnn import detect_boxes
     from .models.tokenization_cnnrnn import build_tokenizer
 
 __version__ = "0.1.0"
@@ -43,6 +44,7 @@ __all__ = [
     "ConvNetModel",
     "ImageToTextPipeline",
     "build_tokenizer",
+    "detect_boxes",
     "load_image",
     "pipeline",
 ]
@@ -63,6 +65,7 @@ _FILES = {
     "ConvNetModel": "modeling_convnet_cnnrnn",
     "ImageToTextPipeline": "pipeline_cnnrnn",
     "build_tokenizer": "tokenization_cnnrnn",
+    "detect_boxes": "regions_cnnrnn",
     "load_image": "image_loading_cnnrnn",
     "pipeline": "pipeline_cnnrnn",
 }

@@ -18,10 +18,13 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from ..data.batching import CaptionDataset, collate_captions
 from ..metrics import CaptionScores, caption_metrics
+from ..models.image_view_cnnrnn import View
 from ..models.loss_cnnrnn import IGNORE_INDEX
 from ..models.modeling_cnnrnn import CnnRnnForConditionalGeneration
 from ..models.processing_cnnrnn import CnnRnnProcessor
-from ..models.receptive_field_cnnrnn import place_maps
+
+
+MAP_SIZE = 32  # rows and columns of an attention map that lies on a picture
 
 
 @dataclass
@@ -47,12 +50,11 @@ class GeneratedCaption:
     attention: np.ndarray | None = None
     cell_centers: tuple[torch.Tensor, torch.Tensor] | None = None
 
-    @property
-    def placed_attention(self) -> np.ndarray | None:
-        """The attention maps of twice as many rows and columns, placed where the cells look, to be laid over the picture."""
+    def attention_over(self, view: View) -> np.ndarray | None:
+        """Lay the attention maps on the whole picture, of which the CNN sees a part, `(num_words, MAP_SIZE, MAP_SIZE)`."""
         if self.attention is None or self.cell_centers is None:
-            return self.attention
-        return place_maps(torch.from_numpy(self.attention), self.cell_centers, upsampling=2).numpy()
+            return None
+        return view.lay_maps(torch.from_numpy(self.attention), self.cell_centers, (MAP_SIZE, MAP_SIZE)).numpy()
 
 
 @dataclass

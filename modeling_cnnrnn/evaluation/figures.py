@@ -35,9 +35,10 @@ def save_attention_figure(
 
     Args:
         path: the PNG file.
-        images: the pictures, as the CNN sees them.
+        images: the pictures.
         words: the words of each caption.
-        attentions: for each caption `(num_words, height, width)`; maps of further tokens, such as the end, are left out.
+        attentions: for each caption `(num_words, height, width)`, over the whole picture; maps of further tokens, such as the
+            end, are left out.
     """
     columns = 1 + max(len(row) for row in words)
     size = (TILE_SIZE * columns, 1.2 * TILE_SIZE * len(images))

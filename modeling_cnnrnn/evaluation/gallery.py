@@ -33,8 +33,8 @@ class GalleryRow:
         references: the reference captions.
         log_probs: log-probability of each generated token in nats, end token included.
         is_correct: whether the caption is true, where that is known.
-        attentions: attention map of each word, `(num_words, height, width)`; maps of further tokens, such as the end,
-            are left out.
+        attentions: attention map of each word over the whole picture, `(num_words, height, width)`; maps of further tokens,
+            such as the end, are left out.
         name: file name or id.
         words: the tokens of `log_probs` and `attentions`, where they are not the words of `caption`: a tokenizer may make
             two tokens of "man's".

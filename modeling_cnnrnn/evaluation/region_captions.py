@@ -40,7 +40,8 @@ def caption_regions(
         model: a captioner, [`CnnRnnForConditionalGeneration`].
         processor: its [`CnnRnnProcessor`].
         image: the picture, as [`load_image`] takes it.
-        boxes: regions to describe, in pixels of the upright picture; by default those of [`grid_boxes`].
+        boxes: regions to describe, in pixels of the upright picture, such as [`detect_boxes`] finds; by default those of
+            [`grid_boxes`].
         grid_sizes: sizes of the grids of these.
         iou_threshold: of two boxes whose intersection is more than this share of their union, the one whose sentence has
             the higher score stays; 1 keeps all.

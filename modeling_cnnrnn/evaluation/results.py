@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from ..data.batching import CaptionDataset, load_stored_image
 from ..data.shapes.language import checker, hallucination_scores
 from ..files import whole_folder, write_json, write_text
 from ..metrics import CaptionScores
+from ..models.image_view_cnnrnn import find_view
 from .captions import CaptionEvaluation, GeneratedCaption, score_captions
 from .figures import save_attention_figure
 from .gallery import GalleryRow, write_gallery
@@ -167,7 +169,13 @@ def _draw_attention(path: Path, dataset: CaptionDataset, scored: ScoredCaptions,
     if best and all(caption.attention is not None and caption.caption for caption in best):
         images = [load_stored_image(dataset.images[caption.row]["image"]) for caption in best]
         words = [caption.words[: len(caption.caption.split())] for caption in best]
-        save_attention_figure(path, images, words, [np.asarray(caption.placed_attention) for caption in best])
+        maps = [_maps_over(image, caption, dataset) for image, caption in zip(images, best, strict=True)]
+        save_attention_figure(path, images, words, [np.asarray(of_words) for of_words in maps])
+
+
+def _maps_over(image: Image.Image, caption: GeneratedCaption, dataset: CaptionDataset) -> np.ndarray | None:
+    """Lay the attention maps of a caption on its picture, of which the processor may crop a part away."""
+    return None if caption.attention is None else caption.attention_over(find_view(dataset.processor, image))
 
 
 def write_per_image(
@@ -189,18 +197,19 @@ def write_per_image(
 
 def write_page(path: Path, dataset: CaptionDataset, scored: ScoredCaptions, size: int, title: str) -> None:
     """Write the first captions as a page of pictures, see [`~modeling_cnnrnn.evaluation.gallery.write_gallery`]."""
+    images = (load_stored_image(dataset.images[caption.row]["image"]) for caption in scored.captions[:size])
     rows = (
         GalleryRow(
-            load_stored_image(dataset.images[caption.row]["image"]),
+            image,
             caption.caption,
             scored.references[caption.row],
             [math.log(max(p, 1e-12)) for p in caption.word_probabilities],
             scored.right[index] if scored.right is not None else None,
-            caption.placed_attention,
+            _maps_over(image, caption, dataset),
             dataset.image_ids[caption.row],
             caption.words,
         )
-        for index, caption in enumerate(scored.captions[:size])
+        for index, (image, caption) in enumerate(zip(images, scored.captions[:size], strict=True))
     )
     summary = {name: f"{value:.4f}" for name, value in scored.scores.items() if value is not None}
     write_gallery(path, rows, title, summary)

@@ -135,7 +135,8 @@ class CnnRnnAlignmentMixin:
             image: the picture, as the processor takes it.
             sentence: a sentence.
             processor: the processor of the model.
-            boxes: regions, left, top, right, bottom in pixels of the upright picture; by default the cells of the CNN.
+            boxes: regions, left, top, right, bottom in pixels of the upright picture, such as [`detect_boxes`] finds; by default
+                the cells of the CNN.
             smoothness, cells_only: as for [`~CnnRnnAlignmentMixin.align_words`].
 
         Returns:

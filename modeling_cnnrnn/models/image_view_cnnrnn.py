@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from .image_loading_cnnrnn import load_image
+from .receptive_field_cnnrnn import place_maps
 
 
 Box = tuple[float, float, float, float]
@@ -70,11 +72,37 @@ class View:
             )
         return np.array(seen, dtype=np.float32)
 
+    def lay_maps(
+        self, maps: torch.Tensor, centers: tuple[torch.Tensor, torch.Tensor], size: tuple[int, int]
+    ) -> torch.Tensor:
+        """
+        Lay maps over cells on the picture, each cell where it looks.
+
+        Args:
+            maps: `(..., H', W')`.
+            centers: middles of the rows `(H',)` and of the columns `(W',)`, in parts of what is seen.
+            size: numbers of rows and of columns of the result.
+
+        Returns:
+            `(..., *size)`: equal parts of the picture, 0 where it is not seen.
+        """
+        left, top, right, bottom = self.box
+        axes, seen = [], []
+        for middles, start, end, length, count in zip(
+            centers, (top, left), (bottom, right), (self.height, self.width), size, strict=True
+        ):
+            axes.append((start + middles * (end - start)) / length)
+            edges = (torch.arange(count + 1) * length / count).clamp(start, end)
+            seen.append(edges.diff() * count / length)  # the share of each part
+        return place_maps(maps, (axes[0], axes[1]), size) * (seen[0][:, None] * seen[1]).to(maps)
+
 
 def _inside(start: float, end: float, low: float, high: float) -> tuple[float, float]:
-    """Cut an interval to the seen one, and leave a pixel of it."""
-    low, high = max(low, min(start, high - 1)), min(high, max(end, low + 1))
-    return max(start, low), min(end, high)
+    """Cut an interval to the seen one. Where less than a pixel is left of it, the pixel at the edge is what stays."""
+    seen = max(start, low), min(end, high)
+    if seen[1] - seen[0] >= min(end - start, 1.0):
+        return seen
+    return (low, low + 1) if start < low else (high - 1, high)
 
 
 def find_view(processor: Any, image: Any) -> View:

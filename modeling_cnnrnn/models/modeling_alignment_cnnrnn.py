@@ -124,7 +124,7 @@ class CnnRnnAlignmentModel(CnnRnnAlignmentPreTrainedModel):
                 `get_encoder().reduce_features`, or averaged to a coarser grid, in place of `pixel_values`.
             boxes: regions in place of the cells: `(B, num_boxes, 4)`, or for each image `(num_boxes, 4)`; x_min, y_min, x_max,
                 y_max in parts of the width and height of the picture that the CNN sees, from 0 to 1. The whole image is added
-                to them as to the cells.
+                to them as to the cells. `find_view(processor, image).to_parts(boxes)` makes them of boxes in pixels.
             image_size: height and width of the `pixel_values` that `image_features` were computed from, if boxes are given or
                 wanted, or the cells are no square.
             output_boxes: whether to return the boxes of the cells too.
@@ -252,6 +252,18 @@ class CnnRnnForImageTextRetrieval(CnnRnnAlignmentPreTrainedModel, CnnRnnAlignmen
     >>> inputs = processor(images=images, return_tensors="pt") | processor(text=sentences, return_tensors="pt")
     >>> model(**inputs).logits_per_image.softmax(dim=1)
     >>> model.align(images[0], sentences[0], processor)  # [(box, text, score), ...]
+    ```
+
+    The regions are cells of the CNN, or the boxes of any object detector of transformers:
+
+    ```python
+    >>> from modeling_cnnrnn import detect_boxes
+    >>> from transformers import AutoImageProcessor, AutoModelForObjectDetection
+
+    >>> detector = AutoModelForObjectDetection.from_pretrained("hustvl/yolos-tiny")
+    >>> detector_processor = AutoImageProcessor.from_pretrained("hustvl/yolos-tiny")
+    >>> boxes = detect_boxes(detector, detector_processor, images[0])  # [(left, top, right, bottom), ...] in pixels
+    >>> model.align(images[0], sentences[0], processor, boxes=boxes)
     ```
     """
 

@@ -82,7 +82,7 @@ def _offsets_of(sensitivity: torch.Tensor, cell: tuple[int, ...], cells: torch.S
     return offsets
 
 
-def place_maps(maps: torch.Tensor, centers: tuple[torch.Tensor, torch.Tensor], upsampling: int = 1) -> torch.Tensor:
+def place_maps(maps: torch.Tensor, centers: tuple[torch.Tensor, torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
     """
     Interpolate maps over cells to where the cells look, so that a map can be laid over the picture as it is.
 
@@ -90,12 +90,12 @@ def place_maps(maps: torch.Tensor, centers: tuple[torch.Tensor, torch.Tensor], u
         maps: `(..., H', W')`.
         centers: middles of the rows `(H',)` and of the columns `(W',)`, in parts of the picture. Beyond the first and the
             last, a map stays what it is there.
-        upsampling: number of rows and of columns that become of each.
+        size: numbers of rows and of columns of the result.
 
     Returns:
-        `(..., H' * upsampling, W' * upsampling)`: equal parts of the picture.
+        `(..., *size)`: equal parts of the picture.
     """
-    rows, columns = (_hats(axis.to(maps), upsampling * len(axis)) for axis in centers)
+    rows, columns = (_hats(axis.to(maps), count) for axis, count in zip(centers, size, strict=True))
     return rows @ maps @ columns.T
 
 

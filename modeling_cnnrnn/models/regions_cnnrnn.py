@@ -1,7 +1,8 @@
 """
 Regions of images: their boxes, and their features in the feature map of a CNN.
 
-Boxes are `(x_min, y_min, x_max, y_max)` in parts of the picture that the CNN sees, from 0 to 1.
+Boxes are `(x_min, y_min, x_max, y_max)` in parts of the picture that the CNN sees, from 0 to 1, but those of a detector: these
+are in pixels of the picture, whose parts `find_view(processor, image).to_parts(boxes)` knows.
 """
 
 from collections.abc import Sequence
@@ -10,6 +11,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+
+from .image_loading_cnnrnn import load_image
 
 
 TOLERANCE = 1e-4  # of boxes, in parts of the picture: detectors round
@@ -154,31 +157,48 @@ def grid_boxes(rows: Grid, columns: Grid) -> tuple[torch.Tensor, torch.Tensor]:
     return boxes, torch.stack([x, y], dim=-1).flatten(0, 1)
 
 
+@torch.no_grad()
 def detect_boxes(
-    detector: Any, image_processor: Any, images: Sequence[Any], num_boxes: int = 19, threshold: float = 0.0
-) -> list[torch.Tensor]:
+    detector: Any, image_processor: Any, image: Any, num_boxes: int = 19, threshold: float = 0.0
+) -> list[tuple[float, float, float, float]]:
     """
-    Find the boxes of an object detector, the most certain ones first (the paper takes 19).
+    Find the boxes of an object detector in a picture, the most certain ones first (the paper takes 19).
 
     Args:
         detector: a model of `AutoModelForObjectDetection`.
         image_processor: its image processor.
-        images: RGB images.
-        num_boxes: largest number of boxes of an image.
+        image: the picture, as [`load_image`] takes it.
+        num_boxes: largest number of boxes.
         threshold: least score of a box.
 
     Returns:
-        For each image boxes `(num_boxes, 4)` in parts of its width and height; where nothing is found, the whole image.
+        `[(left, top, right, bottom)]` in pixels of the upright picture, each box once and a pixel wide and high at least, as
+        [`~CnnRnnForImageTextRetrieval.align`] takes them; where nothing is found, the whole picture.
+
+    Raises:
+        TypeError: the image processor is not one of a detector.
+        ValueError: `num_boxes` is less than 1, or the picture is not usable.
+        OSError: the picture cannot be read.
     """
-    inputs = image_processor(images=list(images), return_tensors="pt").to(detector.device)
-    with torch.no_grad():
-        outputs = detector(**inputs)
-    found = []
-    for result in image_processor.post_process_object_detection(outputs, threshold=threshold):
-        boxes = result["boxes"][result["scores"].argsort(descending=True)].float().cpu().clamp(0, 1)
-        boxes = boxes[(boxes[:, 2:] > boxes[:, :2]).all(dim=1)][:num_boxes]
-        found.append(boxes if len(boxes) else boxes.new_tensor([[0.0, 0.0, 1.0, 1.0]]))
-    return found
+    if not hasattr(image_processor, "post_process_object_detection"):
+        raise TypeError(
+            f"`image_processor` is a {type(image_processor).__name__}, which finds no boxes: pass that of the detector, "
+            "`AutoImageProcessor.from_pretrained(...)`."
+        )
+    if num_boxes < 1:
+        raise ValueError(f"`num_boxes` is {num_boxes}: pass 1 or more.")
+    picture = load_image(image)
+    # alone, because some detectors take the padding of a batch for a part of the picture
+    outputs = detector(**image_processor(images=picture, return_tensors="pt").to(detector.device, detector.dtype))
+    (found,) = image_processor.post_process_object_detection(
+        outputs, threshold=threshold, target_sizes=[(picture.height, picture.width)]
+    )
+    boxes = found["boxes"][found["scores"].argsort(descending=True, stable=True)].float().cpu()
+    boxes = boxes.clamp(min=0).minimum(torch.tensor([picture.width, picture.height] * 2))
+    boxes = boxes[(boxes[:, 2:] - boxes[:, :2] >= 1).all(dim=1)]
+    # detectors that rank pairs of a box and a class find a box once for each class
+    different: list[Any] = list(dict.fromkeys(map(tuple, boxes.tolist())))[:num_boxes]
+    return different or [(0.0, 0.0, float(picture.width), float(picture.height))]
 
 
 __all__ = ["Grid", "detect_boxes", "grid_boxes", "pad_boxes", "pool_boxes"]

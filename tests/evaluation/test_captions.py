@@ -40,7 +40,6 @@ def test_attention_maps_have_one_place_for_each_region(pictures, processor, make
     for caption in evaluation.captions[0]:
         assert caption.attention.shape == (len(caption.words), 4, 4)
         assert np.allclose(caption.attention.sum((1, 2)), 1, atol=1e-5)
-        assert caption.placed_attention.shape == (len(caption.words), 8, 8)
         rows, columns = caption.cell_centers  # half a cell above and left of the middles of a ResNet's cells
         assert np.allclose(4 * rows.numpy(), np.arange(4), atol=0.35)
         assert np.allclose(4 * columns.numpy(), np.arange(4), atol=0.35)

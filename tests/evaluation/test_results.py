@@ -1,11 +1,29 @@
 """Files of an evaluation: which pictures are chosen, ids as COCO writes them."""
 
+import base64
+import io
 import json
+import re
 
+import numpy as np
 import pytest
+import torch
+from datasets import Dataset
+from PIL import Image
+from transformers import BitImageProcessorPil
 
+from modeling_cnnrnn.data.batching import CaptionDataset
+from modeling_cnnrnn.evaluation import results
 from modeling_cnnrnn.evaluation.captions import GeneratedCaption
-from modeling_cnnrnn.evaluation.results import choose_pictures, coco_id, write_coco_files
+from modeling_cnnrnn.evaluation.results import (
+    ScoredCaptions,
+    choose_pictures,
+    coco_id,
+    write_coco_files,
+    write_page,
+    write_pictures,
+)
+from modeling_cnnrnn.metrics import CaptionScores
 
 
 def test_the_best_the_middle_and_the_worst_are_chosen():
@@ -50,3 +68,37 @@ def test_coco_files_hold_the_images_that_could_be_read(tmp_path):
         (7, "a hound"),
         ("cat.jpg", "cat"),
     ]
+
+
+def test_attention_maps_lie_on_the_part_of_a_picture_that_is_seen(processor, tmp_path, monkeypatch):
+    """The CNN sees the middle of a wide picture; the first word is about its left end, the second about its lower right."""
+    size = {"height": 32, "width": 32}
+    processor.image_processor = BitImageProcessorPil(size={"shortest_edge": 32}, crop_size=size, do_convert_rgb=True)
+    rows = [
+        {"image": Image.new("RGB", (512, 128), "white"), "image_id": str(i), "captions": ["a circle"]} for i in range(3)
+    ]
+    dataset = CaptionDataset(Dataset.from_list(rows), processor)
+    attention = np.zeros((2, 4, 4), np.float32)
+    attention[0, :, 0] = attention[1, 3, 3] = 1
+    middles = (torch.arange(4) + 0.5) / 4
+    captions = [
+        GeneratedCaption(row, "a circle", 0.0, ["a", "circle"], [0.5, 0.5], attention, (middles, middles))
+        for row in range(3)
+    ]
+    scores = CaptionScores(["0", "1", "2"])
+    scores.per_image["CIDEr"] = np.array([0.3, 0.2, 0.1])
+    scored = ScoredCaptions(captions, scores, [["a circle"]] * 3)
+    write_page(tmp_path / "gallery.html", dataset, scored, 1, "Captions")
+    encoded = re.findall(r"data:image/png;base64,([\w+/=]+)", (tmp_path / "gallery.html").read_text())
+    veils = [np.asarray(Image.open(io.BytesIO(base64.b64decode(veil))))[..., 1] for veil in encoded[-2:]]
+    drawn = []
+    monkeypatch.setattr(results, "save_attention_figure", lambda *arguments: drawn.append(arguments))
+    write_pictures(tmp_path / "pictures", dataset, scored)
+    ((_, _, _, (maps,)),) = drawn
+    for opacity, its_map, place in zip(veils, maps, [(slice(0, 32), 12), (30, 19)], strict=True):
+        assert opacity.shape == its_map.shape == (32, 32)
+        beside = np.r_[0:12, 20:32]  # 384 of 512 pixels are not seen; their edges are found to a pixel
+        assert opacity[:, beside].min() > 180
+        assert its_map[:, beside].max() < 0.1
+        assert np.all(opacity[place] < 30)
+        assert np.all(its_map[place] > 0.8)

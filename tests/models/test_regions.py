@@ -6,10 +6,22 @@ from PIL import Image
 from support.tiny_models import TINY_CNNS
 from torch.nn.functional import grid_sample
 from torch.testing import assert_close
-from transformers import AutoModel, BitImageProcessorPil, ConvNextConfig, RegNetConfig, ResNetConfig
+from transformers import (
+    AutoModel,
+    AutoModelForObjectDetection,
+    BitImageProcessorPil,
+    ConvNextConfig,
+    DeformableDetrConfig,
+    DeformableDetrImageProcessorPil,
+    RegNetConfig,
+    ResNetConfig,
+    YolosConfig,
+    YolosImageProcessorPil,
+)
 
-from modeling_cnnrnn import CnnRnnAlignmentConfig, CnnRnnForImageTextRetrieval
-from modeling_cnnrnn.models.image_view_cnnrnn import find_view
+from modeling_cnnrnn import CnnRnnAlignmentConfig, CnnRnnAlignmentProcessor, CnnRnnForImageTextRetrieval, detect_boxes
+from modeling_cnnrnn.evaluation.region_captions import caption_regions
+from modeling_cnnrnn.models.image_view_cnnrnn import View, find_view
 from modeling_cnnrnn.models.receptive_field_cnnrnn import measure_cell_centers, place_maps
 from modeling_cnnrnn.models.regions_cnnrnn import pad_boxes, pool_boxes
 
@@ -58,13 +70,12 @@ def test_a_map_is_placed_where_its_cells_look():
     """A map that says where each cell looks says, once placed, where each part of the picture is."""
     rows, columns = torch.arange(4) / 4 + 0.02, torch.arange(8) / 8 + 0.05
     for maps, axis in ((rows[:, None].expand(4, 8), 0), (columns.expand(4, 8), 1)):
-        placed = place_maps(maps[None], (rows, columns), upsampling=3)[0]
-        assert placed.shape == (12, 24)
+        placed = place_maps(maps[None], (rows, columns), (12, 24))[0]
         parts = (torch.arange(placed.shape[axis]) + 0.5) / placed.shape[axis]
         expected = parts.clamp(maps.min(), maps.max())
         assert_close(placed.mean(dim=1 - axis), expected)
         assert_close(placed, expected.view(-1, 1).expand(12, 24) if axis == 0 else expected.expand(12, 24))
-    assert torch.equal(place_maps(torch.ones(2, 1, 1), (rows[:1], columns[:1]), 2), torch.ones(2, 2, 2))
+    assert torch.equal(place_maps(torch.ones(2, 1, 1), (rows[:1], columns[:1]), (2, 2)), torch.ones(2, 2, 2))
 
 
 def test_cells_are_measured_once_and_the_cnn_stays_as_it_was(make_region_model, pixel_values):
@@ -230,3 +241,103 @@ def test_the_part_that_is_seen_is_found(tiny_processor, options, size, seen):
     assert view.to_pixels([0.0, 0.0, 1.0, 1.0]) == pytest.approx(view.box)
     inside = (120, 140, 140, 160) if size == (300, 400) else (90, 20, 140, 70)
     assert view.to_pixels(view.to_parts([inside])[0].tolist()) == pytest.approx(inside, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("box", "seen"),
+    [
+        ((0, 0, 30, 100), (50, 0, 51, 100)),
+        ((170, 20, 200, 40), (149, 20, 150, 40)),
+        ((20, 0, 50.2, 50), (50, 0, 51, 50)),
+        ((20, 0, 90, 50), (50, 0, 90, 50)),
+        ((149.5, 0, 150, 50), (149.5, 0, 150, 50)),
+    ],
+)
+def test_a_box_that_is_cropped_away_keeps_the_pixel_at_the_edge(box, seen):
+    view = View(200, 100, (50.0, 0.0, 150.0, 100.0))
+    assert view.to_pixels(view.to_parts([box])[0].tolist()) == pytest.approx(seen, abs=1e-3)
+
+
+# --- Boxes of a detector ---------------------------------------------------------------------------------------------
+
+
+SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+
+
+@pytest.fixture
+def yolos():
+    """A detector with random weights of 5 boxes, whose picture is no square, and its image processor."""
+    config = YolosConfig(image_size=[48, 96], num_detection_tokens=5, num_labels=3, **SIZES, initializer_range=0.5)
+    image_processor = YolosImageProcessorPil(size={"height": 48, "width": 96})
+    detector = AutoModelForObjectDetection.from_config(config).eval()
+    torch.nn.init.normal_(detector.vit.embeddings.detection_tokens)  # or all boxes are one
+    return detector, image_processor
+
+
+@pytest.fixture
+def deformable_detr():
+    """A detector with random weights that ranks pairs of a box and a class."""
+    config = DeformableDetrConfig(
+        use_timm_backbone=False,
+        backbone=None,
+        use_pretrained_backbone=False,
+        backbone_config=ResNetConfig(
+            embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", out_features=["stage2"]
+        ),
+        num_feature_levels=1,
+        num_queries=4,
+        num_labels=30,
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=2,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
+    )
+    image_processor = DeformableDetrImageProcessorPil(size={"height": 64, "width": 64})
+    return AutoModelForObjectDetection.from_config(config).eval(), image_processor
+
+
+def picture_of_noise(width: int, height: int) -> Image.Image:
+    return Image.effect_noise((width, height), 200).convert("RGB")
+
+
+@torch.no_grad()
+def test_boxes_of_a_detector_are_in_pixels_of_the_picture(yolos):
+    detector, image_processor = yolos
+    image = picture_of_noise(200, 60)
+    outputs = detector(**image_processor(images=image, return_tensors="pt"))
+    x, y, width, height = outputs.pred_boxes[0].T  # the middle and the size, in parts of the picture
+    edges = torch.stack([x - width / 2, y - height / 2, x + width / 2, y + height / 2], dim=1).clamp(0, 1)
+    certain = outputs.logits.softmax(-1)[0, :, :-1].amax(-1).argsort(descending=True)  # the last class is none
+    expected = (edges * torch.tensor([200, 60, 200, 60]))[certain]
+    assert_close(torch.tensor(detect_boxes(detector, image_processor, image)), expected)
+    assert_close(torch.tensor(detect_boxes(detector, image_processor, image, num_boxes=2)), expected[:2])
+
+
+def test_a_box_is_found_once_whatever_its_classes(deformable_detr):
+    boxes = detect_boxes(*deformable_detr, picture_of_noise(80, 60))
+    assert len(boxes) == len(set(boxes)) == 4
+
+
+def test_where_nothing_is_found_the_whole_picture_is_a_box(yolos):
+    assert detect_boxes(*yolos, picture_of_noise(50, 40), threshold=1.0) == [(0, 0, 50, 40)]
+
+
+def test_boxes_of_a_detector_are_aligned_and_described(yolos, make_region_model, tiny_model, tiny_processor):
+    processor = CnnRnnAlignmentProcessor(tiny_processor.image_processor, tiny_processor.tokenizer)
+    image = picture_of_noise(60, 60)
+    boxes = detect_boxes(*yolos, image)
+    snippets = make_region_model().align(image, "a dog jumps over a triangle", processor, boxes=boxes, cells_only=True)
+    assert all(min(abs(torch.tensor(boxes) - torch.tensor(box)).amax(dim=1)) < 0.01 for box, _, _ in snippets)
+    regions = caption_regions(tiny_model, tiny_processor, image, boxes, iou_threshold=1.0)
+    assert {region["box"] for region in regions} == set(boxes)
+
+
+def test_what_is_no_detector_is_refused(yolos, tiny_processor):
+    image = picture_of_noise(50, 40)
+    with pytest.raises(TypeError, match="is a BitImageProcessorPil, which finds no boxes: pass that of the detector"):
+        detect_boxes(yolos[0], tiny_processor.image_processor, image)
+    with pytest.raises(ValueError, match="`num_boxes` is 0: pass 1 or more"):
+        detect_boxes(*yolos, image, num_boxes=0)
