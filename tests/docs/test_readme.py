@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 from importlib import import_module
 from pathlib import Path
 
@@ -13,13 +14,16 @@ from support import hub_user
 from support.local_hub import LocalHub
 from support.paths import ROOT
 from support.repositories import fork_jobs, make_model, save
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from modeling_cnnrnn import CnnRnnForConditionalGeneration, CnnRnnProcessor
 from modeling_cnnrnn.cli import caption
+from modeling_cnnrnn.models.loading_cnnrnn import PRETRAINED_FOLDERS
+from modeling_cnnrnn.pretrained import DEFAULT_CAPTIONER, FOLDERS
 
 
 README, OF_EXAMPLES = ((ROOT / path).read_text(encoding="utf-8") for path in ("README.md", "examples/README.md"))
-PICTURE = "picture.png"
+PICTURE, PHOTOGRAPH = "picture.png", "photo.jpg"
 
 
 def blocks(language: str, text: str = README) -> list[str]:
@@ -62,9 +66,14 @@ def sentences(folder: Path, **options) -> list[str]:
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    """What the README takes for granted: a captioner in `outputs/shapes`, and a picture."""
+    """What the README takes for granted: a captioner in `outputs/shapes` and in the package, and a picture."""
     save(tmp_path / "outputs/shapes", make_model(attention_type="additive"))
+    for folders in (FOLDERS, PRETRAINED_FOLDERS):
+        monkeypatch.setitem(folders, DEFAULT_CAPTIONER, tmp_path / "outputs/shapes")
+    default = {"model": (str(tmp_path / "outputs/shapes"), "main")}
+    monkeypatch.setitem(PIPELINE_REGISTRY.supported_tasks["image-captioning"], "default", default)
     Image.linear_gradient("L").rotate(30).save(tmp_path / PICTURE)
+    shutil.copyfile(tmp_path / PICTURE, tmp_path / PHOTOGRAPH)
     monkeypatch.chdir(tmp_path)
     # transformers' own warning about "image-to-text" has an argument too many, which pytest takes for an error
     monkeypatch.setattr(transformers.pipelines.logger, "warning_once", lambda *args: None)
@@ -76,6 +85,15 @@ def test_every_block_of_python_prints_what_a_direct_call_gives(folder, capsys):
     for block in blocks("python"):
         exec(block, {})
         assert capsys.readouterr().out.splitlines()[-1] == str([{"generated_text": sentences(folder)[0]}])
+
+
+def test_the_first_command_captions_a_photograph(folder, capfd):
+    words = next(words for words in COMMANDS if words[0] == "cnnrnn")
+    with pytest.raises(SystemExit) as end:
+        caption.main(words[2:])
+    assert words == ["cnnrnn", "caption", PHOTOGRAPH]
+    assert end.value.code == 0
+    assert capfd.readouterr().out == sentences(folder, num_beams=3)[0] + "\n"
 
 
 def test_the_numbers_are_those_of_the_card():
