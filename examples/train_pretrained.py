@@ -28,6 +28,7 @@ RECIPES = Path(__file__).parent / "recipes"
 SMALL = ["--hidden_size", 376, "--embedding_size", 376, "--tie_word_embeddings", "true", "--attention_size", 128]
 SMALL += ["--dropout", 0.4, "--embedding_dropout", 0.25, "--feature_dropout", 0.3, "--learning_rate", 0.001]
 SMALL += ["--num_train_epochs", 8, "--eval_epochs", 2]
+SELF_CRITICAL = ["--self_critical_learning_rate", 0.0001, "--ema_decay", 0.999, "--num_beams", 3]
 FILES = ("config.json", "generation_config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json")
 # entries of these files: code beside them, and the classes that the CNN was trained on
 LEFT_OUT = ("auto_map", "custom_pipelines", "id2label", "label2id")
@@ -90,7 +91,7 @@ def train(args: PretrainedArguments, seed: int) -> Path:
     folders = [Path(args.output_dir) / f"seed-{seed}" / stage for stage in ("cross_entropy", "self_critical")]
     start: list[list] = [
         ["flickr8k_attention.json", "--encoder_name_or_path", args.encoder_name_or_path, *SMALL],
-        ["flickr8k_self_critical.json", "--model_name_or_path", folders[0], "--num_beams", 3],
+        ["flickr8k_self_critical.json", "--model_name_or_path", folders[0], *SELF_CRITICAL],
     ]
     for folder, (recipe, *options) in zip(folders, start, strict=True):
         if (folder / "training_results.json").exists():

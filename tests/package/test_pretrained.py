@@ -1,11 +1,17 @@
-"""The captioner that comes with the package: found by its name, taken where none is named."""
+"""The captioner that comes with the package: found by its name, taken where none is named, whole and small."""
 
 import inspect
+import re
 import sys
+import tomllib
 
 import pytest
+import torch
 import transformers
+from huggingface_hub import ModelCard
 from PIL import Image
+from safetensors import safe_open
+from support.paths import ROOT
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from modeling_cnnrnn import CnnRnnConfig, CnnRnnForConditionalGeneration, CnnRnnProcessor, pipeline
@@ -97,3 +103,78 @@ def test_code_that_has_travelled_to_the_hub_knows_no_captioner_of_the_package():
     code: dict = {"__name__": "loading_cnnrnn"}
     exec(source.replace("from .error_messages_cnnrnn import shown", "shown = repr"), code)
     assert code["find_pretrained"](DEFAULT_CAPTIONER) == DEFAULT_CAPTIONER
+
+
+# --- its files ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def photographer():
+    """The pipeline of the captioner in the package."""
+    return pipeline("image-to-text")
+
+
+def drawn() -> list[Image.Image]:
+    """Pictures of a beach and of a lawn, as a child draws them."""
+    beach = Image.new("RGB", (320, 240), "lightskyblue")
+    beach.paste("royalblue", (0, 110, 320, 170))
+    beach.paste("wheat", (0, 170, 320, 240))
+    lawn = Image.new("RGB", (320, 240), "forestgreen")
+    lawn.paste("saddlebrown", (120, 120, 220, 170))
+    return [beach, lawn]
+
+
+def test_the_folder_is_whole_and_small():
+    folder = FOLDERS[DEFAULT_CAPTIONER]
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    needed = {
+        "config.json",
+        "generation_config.json",
+        "processor_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    assert needed | {"model.safetensors", "README.md", "LICENSE", "card/training_curves.png"} == files
+    assert sum((folder / name).stat().st_size for name in files) <= 12e6
+    assert "LABEL_" not in (folder / "config.json").read_text()
+    assert "id2label" not in (folder / "config.json").read_text()
+
+
+def test_installation_brings_every_file():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = project["tool"]["setuptools"]["package-data"]["modeling_cnnrnn"]
+    for path in FOLDERS[DEFAULT_CAPTIONER].rglob("*"):
+        assert path.is_dir() or any(path.match(f"modeling_cnnrnn/{pattern}") for pattern in patterns), path
+
+
+def test_weights_of_16_bits_load_as_float32(photographer):
+    with safe_open(FOLDERS[DEFAULT_CAPTIONER] / "model.safetensors", "pt") as file:
+        stored = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    assert stored <= {"F16", "I64"}
+    assert {parameter.dtype for parameter in photographer.model.parameters()} == {torch.float32}
+
+
+def test_drawn_pictures_have_sentences_of_their_own(photographer):
+    pictures = drawn()
+    beach, lawn = ([record["generated_text"] for record in records] for records in photographer(pictures))
+    assert beach != lawn
+    assert min(len(text.split()) for text in (*beach, *lawn)) > 3
+    assert photographer(pictures, batch_size=2) == [[{"generated_text": text}] for text in (*beach, *lawn)]
+
+
+def test_its_licence_is_named_wherever_somebody_looks():
+    folder = FOLDERS[DEFAULT_CAPTIONER]
+    path = (folder / "LICENSE").relative_to(ROOT).as_posix()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert any((ROOT / path).match(pattern) for pattern in project["license-files"])
+    assert f"]({path})" in (ROOT / "README.md").read_text(encoding="utf-8")
+    card = ModelCard.load(folder / "README.md")
+    assert (card.data["license"], card.data["license_link"]) == ("other", "LICENSE")
+    assert "](LICENSE)" in card.text
+
+
+def test_its_card_shows_no_photograph():
+    text = (FOLDERS[DEFAULT_CAPTIONER] / "README.md").read_text(encoding="utf-8")
+    assert re.findall(r"!\[[^]]*\]\(([^)]+)\)", text) == ["card/training_curves.png"]
+    assert "Flickr8k" in text
+    assert 'it writes "' in text.partition("## Limits")[2]
