@@ -10,10 +10,13 @@ from support.paths import EXAMPLES
 from support.tiny_training import TINY_CNN, weights
 from transformers import ConvNextImageProcessorPil, ResNetConfig, ResNetModel
 
-from modeling_cnnrnn import CnnRnnForImageTextRetrieval
-from modeling_cnnrnn.data.batching import collate_captions
+from modeling_cnnrnn import CnnRnnAlignmentProcessor, CnnRnnForImageTextRetrieval
+from modeling_cnnrnn.data.batching import CaptionDataset, collate_captions
+from modeling_cnnrnn.data.loading import load_caption_dataset
+from modeling_cnnrnn.data.shapes import boxes_of
 from modeling_cnnrnn.data.shapes.drawing import build_shapes
 from modeling_cnnrnn.evaluation.alignment_scores import score_dataset
+from modeling_cnnrnn.evaluation.shapes_pointing import point_words, pointing_scores
 from modeling_cnnrnn.training.alignment import build_alignment, build_alignment_datasets
 from modeling_cnnrnn.training.alignment_arguments import (
     AlignmentDataArguments,
@@ -217,3 +220,19 @@ def test_every_option_of_a_recipe_has_an_effect(name):
     recipe["encoder_config"] = json.dumps(recipe["encoder_config"]) if "encoder_config" in recipe else None
     start = {} if name == "shapes" else {"encoder_name_or_path": "path", "dataset_name": "path"}
     check_alignment_options(*options_of(**recipe, **start))
+
+
+@pytest.mark.slow
+def test_words_point_at_the_drawn_object_that_they_name(tmp_path):
+    """Of combinations of objects that the training has not shown, and never told where anything is."""
+    recipe = str(EXAMPLES / "recipes" / "shapes_alignment.json")
+    run("train_alignment", recipe, output_dir=tmp_path / "model", seed=1)
+    model = CnnRnnForImageTextRetrieval.from_pretrained(tmp_path / "model")
+    processor = CnnRnnAlignmentProcessor.from_pretrained(tmp_path / "model")
+    rows = load_caption_dataset("shapes")["test"]
+    pointed = point_words(model, CaptionDataset(rows, processor), rows["captions"][:], boxes_of(rows))
+    scores = pointing_scores(pointed)
+    assert scores["pointing"] > 0.85
+    assert scores["pointing_color"] > 0.95
+    assert scores["pointing_kind"] > 0.90
+    assert scores["pointing_chance"] < 0.25
