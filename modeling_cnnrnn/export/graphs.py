@@ -142,7 +142,7 @@ def _export(module: nn.Module, inputs: tuple, path: Path, **options) -> None:
     """Write the graph of a module, with its constants folded."""
     import onnxruntime
 
-    with _quiet():
+    with quiet():
         torch.onnx.export(module, inputs, str(path), dynamo=True, external_data=False, verbose=False, **options)
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3
@@ -152,8 +152,8 @@ def _export(module: nn.Module, inputs: tuple, path: Path, **options) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Leave out what the exporter says to its developers."""
+def quiet() -> Iterator[None]:
+    """Leave out what exporters and quantizers say to their developers."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

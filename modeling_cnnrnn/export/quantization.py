@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .graphs import quiet
+
 
 MIN_ELEMENTS = 1024  # smaller tensors stay floats: they are no part of the size
 
@@ -78,7 +80,7 @@ def quantize_computation(encoder: Path, decoder: Path, images: Iterable[np.ndarr
         def get_next(self):
             return next(self.batches, None)  # type: ignore[call-overload]
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, quiet():
         quantized = Path(folder, "graph.onnx")
         # 7 bits of the weights: with 8, processors without VNNI overflow
         options = {"weight_type": QuantType.QInt8, "per_channel": True, "reduce_range": True}
