@@ -140,6 +140,7 @@ class CnnRnnPreTrainedModel(PreTrainedModel):
         align_weights(encoder.cnn)
         encoder.train(model.training)
         model.config.encoder.dtype = None  # type: ignore[union-attr]  # the model has one dtype, its own
+        model.config.encoder._name_or_path = ""  # type: ignore[union-attr]  # a folder of this machine is nobody else's
         return model.eval()
 
     @classmethod
