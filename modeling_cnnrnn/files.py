@@ -95,16 +95,24 @@ def whole_folder(path: str | os.PathLike, accelerator: "Accelerator | None" = No
         shutil.rmtree(previous, ignore_errors=True)
 
 
-def check_writable(folder: str | os.PathLike) -> None:
+def check_writable(folder: str | os.PathLike, make: bool = True) -> None:
     """
-    Make a folder, and find out before the work whether files can be written there.
+    Find out before the work whether files can be written to a folder.
+
+    Args:
+        folder: which need not be there yet.
+        make: make the folder; or else leave it to the work, which a mistake may still end.
 
     Raises:
         OSError: they cannot.
     """
+    place = Path(folder)
     try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=str(folder)) as file:  # of no name: the processes of a training check at once
+        if make:
+            place.mkdir(parents=True, exist_ok=True)
+        else:
+            place = next(path for path in (place, *place.absolute().parents) if path.exists())
+        with tempfile.TemporaryFile(dir=str(place)) as file:  # of no name: the processes of a training check at once
             file.write(b"test")
     except OSError as error:
         raise OSError(

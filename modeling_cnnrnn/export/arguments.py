@@ -16,7 +16,7 @@ class ExportArguments:
     dtype: Literal["float32", "int8", "int8-weights"] | None = field(
         default=None,
         metadata={
-            "help": "float32 writes the same words as `generate`; int8 computes in 8 bits, the fastest; int8-weights stores the "
+            "help": "Precision: float32 writes the same words as `generate`; int8 computes in 8 bits, the fastest; int8-weights stores the "
             "weights in 8 bits and computes in float32. By default float32, with --web int8-weights."
         },
     )

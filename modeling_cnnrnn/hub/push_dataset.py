@@ -33,7 +33,7 @@ def check_dataset_options(args: CaptionDatasetArguments, generation: GenerationA
     for name, value in {**asdict(args), **asdict(generation)}.items():
         if name in ("rows_per_part", "per_device_eval_batch_size", "num_return_sequences") and value < 1:
             raise ValueError(f"`{name}` is {value}: pass 1 or more.")
-    check_writable(args.output_dir)
+    check_writable(args.output_dir, make=False)
 
 
 def finish_dataset(

@@ -4,7 +4,7 @@ import os
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from .configuration_convnet_cnnrnn import ConvNetConfig
 from .error_messages_cnnrnn import shown
@@ -16,7 +16,8 @@ MAX_LAYERS = 1000  # of a decoder, or of a stage of a CNN
 MAX_PARAMETERS = 2**34  # beside the CNN: 64 GiB in float32
 
 # the encoder of a model that was loaded as remote code may be one, and the Auto class knows only CNNs of transformers
-AutoConfig.register(ConvNetConfig.model_type, ConvNetConfig, exist_ok=True)
+if ConvNetConfig.model_type not in CONFIG_MAPPING:  # or the package is there, and registers its own
+    AutoConfig.register(ConvNetConfig.model_type, ConvNetConfig)
 
 
 class CnnRnnPreTrainedConfig(PreTrainedConfig):

@@ -411,3 +411,9 @@ def test_tokens_outside_the_vocabulary_are_refused(make_alignment):
 def test_a_configuration_that_cannot_work_is_refused(make_alignment, options, reason):
     with pytest.raises((StrictDataclassFieldValidationError, StrictDataclassClassValidationError), match=reason):
         make_alignment(**options)
+
+
+def test_equal_regions_share_the_gradient():
+    regions = torch.ones(1, 2, 3).requires_grad_()
+    score_sentences(regions, torch.ones(1, 1, 3), torch.tensor([[True]])).sum().backward()
+    assert_close(regions.grad, torch.full((1, 2, 3), 0.5))
