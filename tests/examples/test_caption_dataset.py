@@ -2,9 +2,9 @@
 
 import json
 import os
-import subprocess
-import sys
+import signal
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import datasets
 import pyarrow.parquet
@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from support.example_scripts import command, run
 from support.local_hub import LocalHub
+from support.nursery import run_python
 from transformers import set_seed
 
 from modeling_cnnrnn import pipeline
@@ -41,17 +42,10 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def run_two(*before: str, **options) -> subprocess.CompletedProcess:
-    """On two processes, by way of a script that is given before."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(datasets.config.HF_DATASETS_CACHE)}
-    return subprocess.run(
-        [*launcher, *before, *command("caption_dataset", **options)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+def run_two(*before: str, **options) -> CompletedProcess:
+    """On two processes, by way of code that is given before."""
+    environment = os.environ | {"HF_DATASETS_CACHE": str(datasets.config.HF_DATASETS_CACHE)}
+    return run_python(*before, *command("caption_dataset", **options), number=2, env=environment)
 
 
 def parts(folder: Path) -> dict[str, bytes]:
@@ -163,12 +157,10 @@ def test_two_processes_write_what_one_writes(whole, captioner, photographs, tmp_
 
 def test_what_was_killed_goes_on_without_a_lost_or_doubled_row(whole, captioner, photographs, tmp_path):
     """Killed on two processes, in the middle of putting a part in its place; one process does the rest."""
-    folder, script = tmp_path / "killed", tmp_path / "killed.py"
-    script.write_text(KILLED)
+    folder = tmp_path / "killed"
     options = DRAWN | {"model_name_or_path": captioner, "dataset_name": photographs, "output_dir": folder}
-    finished = run_two(str(script), "part-000000009", **options)
-    assert finished.returncode != 0
-    assert "Signal 9" in finished.stderr
+    finished = run_two("-c", KILLED, "part-000000009", **options)
+    assert finished.returncode == -signal.SIGKILL
     there = {path: path.stat().st_mtime_ns for path in folder.glob("data/*/*.parquet")}
     assert 0 < len(there) < len(parts(whole))
     assert list(folder.rglob("*.partial"))
@@ -290,14 +282,7 @@ def test_what_was_written_is_pushed(captioner, photographs, tmp_path):
     options = {"model_name_or_path": captioner, "dataset_name": photographs, "output_dir": folder, **SMALL}
     options |= {"push_to_hub": True, "hub_dataset_id": "me/captioned", "hub_private_repo": True}
     with LocalHub(tmp_path / "repositories") as hub:
-        environment = hub.environment(tmp_path / "home") | {"OMP_NUM_THREADS": "1"}
-        finished = subprocess.run(
-            [sys.executable, *command("caption_dataset", **options)],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        finished = run_python(*command("caption_dataset", **options), env=hub.environment(tmp_path / "home"))
         assert finished.returncode == 0, finished.stderr[-2000:]
         repository = hub.store.load("dataset", "me/captioned")
         _, files = hub.store.files("dataset", "me/captioned", "main")

@@ -6,12 +6,12 @@ import io
 import json
 import os
 import socket
-import subprocess
 import sys
 
 import pytest
 from PIL import Image
 from support import hub_user
+from support.nursery import run_python
 from support.paths import EXAMPLES, ROOT
 
 from modeling_cnnrnn.hub.push import stage_captioner
@@ -62,15 +62,9 @@ def test_the_repository_serves_without_the_package(tmp_path, model, tiny_process
     encoded = base64.b64encode(png(image)).decode()
     parameters = {"num_beams": 3, "num_return_sequences": 3, "return_scores": True}
     requests = [{"inputs": encoded}, {"inputs": [encoded, encoded], "parameters": parameters}]
-    served = subprocess.run(
-        [sys.executable, "-P", "-c", CLIENT, str(ROOT / "tests")],
-        cwd=repository,
-        env={**os.environ, "HF_HOME": str(tmp_path / "home")},
-        input=json.dumps(requests),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home")}
+    words = ["-P", "-c", CLIENT, ROOT / "tests"]
+    served = run_python(*words, cwd=repository, env=environment, stdin=json.dumps(requests))
     assert served.returncode == 0, served.stderr
     one, several = json.loads(served.stdout.splitlines()[-1])
     assert one == pipe(image)

@@ -23,6 +23,7 @@ import yaml
 from packaging.specifiers import SpecifierSet
 from PIL import Image
 from support.local_hub import LocalHub
+from support.nursery import run_python
 from support.paths import ROOT
 from transformers import BitImageProcessorPil
 
@@ -233,14 +234,8 @@ def test_maps_lie_on_what_the_cnn_sees_of_the_picture(make_captioner, tiny_token
 
 
 def test_the_space_needs_the_repository_and_not_the_package(repository, captioner, tmp_path, image):
-    described = subprocess.run(
-        command(DESCRIBE, SPACE, repository),
-        cwd=tmp_path,
-        env={**os.environ, "HF_HOME": str(tmp_path / "home")},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home")}
+    described = run_python(*command(DESCRIBE, SPACE, repository)[1:], cwd=tmp_path, env=environment)
     assert described.returncode == 0, described.stderr
     expected = captioner.describe(image, 3)
     for record, sentence in zip(json.loads(described.stdout.splitlines()[-1]), expected, strict=True):

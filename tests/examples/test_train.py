@@ -2,10 +2,7 @@
 
 import importlib.util
 import json
-import os
 import re
-import subprocess
-import sys
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +13,7 @@ from datasets import load_from_disk
 from PIL import Image
 from safetensors.torch import load_file
 from support.example_scripts import command, run
+from support.nursery import run_python
 from support.tiny_training import TINY, TINY_CNN, losses, weights
 
 from modeling_cnnrnn import CnnRnnForConditionalGeneration, CnnRnnProcessor
@@ -179,10 +177,8 @@ def test_trackers_receive_losses_rates_speeds_scores_and_pictures(pictures, tmp_
 
 def test_lines_of_the_log_stand_above_the_bar(pictures, tmp_path):
     options = TINY | {"output_dir": tmp_path, "max_train_steps": 2, "eval_epochs": 0.1}
-    words = [sys.executable, *command("train_captioner", dataset_name=pictures, **options)]
-    printed = subprocess.run(
-        words, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=True
-    )
+    printed = run_python(*command("train_captioner", dataset_name=pictures, **options))
+    assert printed.returncode == 0, printed.stderr
     shown = re.split(r"[\r\n]", printed.stderr)
     (line,) = [line for line in shown if "step 1: loss" in line]
     assert line.strip("\x1b[A ").startswith("step 1: loss")

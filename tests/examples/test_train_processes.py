@@ -1,9 +1,6 @@
 """One step of several processes, or of accumulated batches, is that of one process with all their batches."""
 
 import json
-import os
-import subprocess
-import sys
 
 import datasets
 import pytest
@@ -12,6 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from datasets import load_from_disk
 from support.example_scripts import command, run
+from support.nursery import run_python
 from support.tiny_training import CONVNEXT, TINY, losses
 
 from modeling_cnnrnn import CnnRnnForConditionalGeneration
@@ -54,14 +52,9 @@ def test_two_processes_learn_what_one_learns_from_batches_twice_as_large(sharded
     # BatchNorm sees each small batch alone, so the CNN is one without
     options["encoder_config"] = json.dumps(CONVNEXT)
     run("train_captioner", output_dir=tmp_path / "one", **options | {"per_device_train_batch_size": 8})
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    if sharded:
-        words.append(str(tmp_path / "sharded_on_a_cpu.py"))
-        (tmp_path / "sharded_on_a_cpu.py").write_text(SHARDED_ON_A_CPU)
+    words = ["-c", SHARDED_ON_A_CPU] if sharded else []
     words += command("train_captioner", output_dir=tmp_path / "two", **options)
-    finished = subprocess.run(
-        words, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
-    )
+    finished = run_python(*words, number=2)
     assert finished.returncode == 0, finished.stderr[-2000:]
 
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)

@@ -2,17 +2,15 @@
 
 import errno
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
 from support.example_scripts import command, run
+from support.nursery import run_python
 from support.tiny_training import TINY, losses, weights
 
 
@@ -72,9 +70,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 def run_killed(text: str, count: int, **options) -> int:
     """`train_captioner.py` in a process of its own; returns its exit status, -9 if it was killed."""
-    words = [sys.executable, "-c", KILLED, text, str(count), *command("train_captioner", **options)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(words, env=environment, capture_output=True, check=False).returncode
+    return run_python("-c", KILLED, text, count, *command("train_captioner", **options)).returncode
 
 
 # of dropout, an average, words of its own and a schedule, and checkpoints between evaluations

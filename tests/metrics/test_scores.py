@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.nursery import run_python
 from support.paths import EXAMPLES
 
 import modeling_cnnrnn.metrics
@@ -334,9 +335,9 @@ def test_evaluate_module_gives_the_same_numbers(tmp_path):
         "print(json.dumps(metric.compute(predictions=json.loads(sys.argv[2]), references=json.loads(sys.argv[3]))))"
     )
     folder = EXAMPLES / "evaluate_metric" / "cnnrnn_caption_metrics.py"
-    command = [sys.executable, "-c", code, str(folder), json.dumps(PREDICTIONS), json.dumps(REFERENCES)]
+    words = ["-c", code, folder, json.dumps(PREDICTIONS), json.dumps(REFERENCES)]
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    done = run_python(*words, env=environment)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == caption_metrics(PREDICTIONS, REFERENCES)
 

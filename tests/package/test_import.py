@@ -7,6 +7,7 @@ import sys
 import tomllib
 
 import pytest
+from support.nursery import run_python
 from support.paths import ROOT
 
 import modeling_cnnrnn
@@ -68,7 +69,7 @@ for way in ways:
 
 
 def python(code: str) -> str:
-    """Standard output of code in a process of its own."""
+    """Standard output of code in a process of its own that has imported nothing."""
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert finished.returncode == 0, finished.stderr
     return finished.stdout
@@ -99,14 +100,15 @@ def test_import_takes_less_than_a_tenth_of_a_second_of_cpu():
     ids=["package first", "transformers first", "half imported", "one class", "one file", "threads"],
 )
 def test_transformers_knows_the_package(imports):
-    python(imports + KNOWN)
+    finished = run_python("-c", imports + KNOWN)
+    assert finished.returncode == 0, finished.stderr
 
 
 def test_the_hook_is_gone_when_all_is_registered():
     code = "import modeling_cnnrnn; from transformers import pipeline; from modeling_cnnrnn import CnnRnnProcessor; "
-    python(
-        code + "import sys; assert not [f for f in sys.meta_path if type(f).__module__.startswith('modeling_cnnrnn')]"
-    )
+    code += "import sys; assert not [f for f in sys.meta_path if type(f).__module__.startswith('modeling_cnnrnn')]"
+    finished = run_python("-c", code)
+    assert finished.returncode == 0, finished.stderr
 
 
 def test_a_missing_library_is_named():

@@ -1,12 +1,11 @@
 """Captioners as a training leaves them, and people who load them from a Hub."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 from support import hub_user
 from support.local_hub import LocalHub
+from support.nursery import run_python
 from support.tiny_models import CAPTIONS
 from transformers import BitImageProcessorPil, ResNetConfig, set_seed
 
@@ -44,9 +43,6 @@ def fork_jobs(hub: LocalHub, folder: Path, jobs: dict, **environment: str) -> di
     path.write_text(json.dumps(jobs))
     environment = {**hub.environment(folder / "home"), "OMP_NUM_THREADS": "1", **environment}
     environment.pop("PYTHONPATH", None)
-    command = [sys.executable, "-P", hub_user.__file__, path]
-    completed = subprocess.run(
-        command, env=environment, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True
-    )
+    completed = run_python("-P", hub_user.__file__, path, env=environment, cwd=folder)
     assert completed.returncode == 0, completed.stderr
     return json.loads(path.with_suffix(".out").read_text())
