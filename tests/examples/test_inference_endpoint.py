@@ -11,6 +11,7 @@ import sys
 import pytest
 from PIL import Image
 from support import hub_user
+from support.hub_client import short_card
 from support.nursery import run_python
 from support.paths import EXAMPLES, ROOT
 
@@ -52,7 +53,8 @@ def png(image: Image.Image) -> bytes:
     return data.getvalue()
 
 
-def test_the_repository_serves_without_the_package(tmp_path, model, tiny_processor, pipe, image):
+def test_the_repository_serves_without_the_package(tmp_path, model, tiny_processor, pipe, image, monkeypatch):
+    monkeypatch.setattr("modeling_cnnrnn.hub.push.write_model_card", short_card)
     trained, repository = tmp_path / "trained", tmp_path / "repository"
     model.save_pretrained(trained)
     tiny_processor.save_pretrained(trained)

@@ -22,6 +22,7 @@ import pytest
 import yaml
 from packaging.specifiers import SpecifierSet
 from PIL import Image
+from support.hub_client import short_card
 from support.local_hub import LocalHub
 from support.nursery import run_python
 from support.paths import ROOT
@@ -100,8 +101,9 @@ def captioner(make_captioner):
 
 
 @pytest.fixture
-def repository(captioner, tmp_path) -> Path:
-    """The captioner's repository, as it is pushed."""
+def repository(captioner, tmp_path, monkeypatch) -> Path:
+    """The captioner's repository, as it is pushed; the code of its card is not run."""
+    monkeypatch.setattr("modeling_cnnrnn.hub.push.write_model_card", short_card)
     (tmp_path / "repository").mkdir()
     stage_captioner(tmp_path / "trained", tmp_path / "repository", "me/captioner")
     return tmp_path / "repository"
