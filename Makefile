@@ -32,9 +32,10 @@ watch: $(VENV)/.train  ## Train a small CNN to tell drawn things apart, without 
 test: install  ## The tests, in a few minutes
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
+SLOWER := metrics/test_scores models/test_image_download models/test_layer_calls models/test_learning models/test_loading
 test-fast: install  ## The tests of models, metrics and the rules of the house, in less than a minute
 	$(BIN)/python -m pytest -n auto tests/models tests/metrics tests/test_house.py tests/test_files.py \
-		--deselect tests/metrics/test_scores.py --deselect tests/models/test_learning.py
+		$(SLOWER:%=--ignore=tests/%.py) -k 'not a_saved_captioner_is_a_whole_repository and not random_mixtures'
 
 test-oldest: .venv-oldest/constraints.txt  ## The same tests with the oldest versions that pyproject.toml allows
 	$(MAKE) test VENV=$(<D) CONSTRAINTS=$<

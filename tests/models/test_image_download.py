@@ -83,7 +83,7 @@ def hostile(pixels, monkeypatch):
         server.daemon_threads = True
         server.url = f"http://127.0.0.1:{server.server_port}"
         server.block_on_close = False
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield server
         server.shutdown()
 
