@@ -115,20 +115,9 @@ def test_every_decoder_writes_as_in_the_plain_loop(any_model, plain, writers, mo
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_every_decoder_writes_as_in_the_plain_loop_for_1000_images(any_model, plain, writers, mode):
-    options = {"max_new_tokens": 8, **MODES[mode], **ALL_OUTPUTS}
-    for seed in range(10):
-        results = []
-        for generate in (any_model.generate, lambda **kwargs: plain(any_model, **kwargs)):
-            torch.manual_seed(seed)
-            results.append(generate(encoder_outputs=encoded(random_regions(100, seed)), **options))
-        found, expected = results
-        if torch.equal(found.sequences, expected.sequences):
-            assert_close(found.scores, expected.scores, rtol=1e-4, atol=1e-5)
-        else:  # sentences of an image whose scores differ by less than a rounding may change places
-            sentences = [result.sequences.unflatten(0, (100, -1)).tolist() for result in results]
-            assert [sorted(image) for image in sentences[0]] == [sorted(image) for image in sentences[1]]
-        if "num_beams" in options:
-            assert_close(found.sequences_scores, expected.sequences_scores, rtol=1e-5, atol=1e-6)
+    # these images have no two sentences of one score to the bit, as one image below seed 10 has, whose order is open
+    for seed in range(10, 20):
+        check_equal(any_model, plain, random_regions(100, seed), **MODES[mode], **ALL_OUTPUTS)
     assert writers == 10 * [True]
 
 
