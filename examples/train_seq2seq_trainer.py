@@ -33,7 +33,7 @@ from modeling_cnnrnn.metrics import caption_metrics
 
 logger = logging.getLogger("train_seq2seq_trainer")
 
-# a CNN for small pictures: of 64 x 64 pixels it makes a grid of 8 x 8 regions
+# a CNN for small pictures: of 64 x 64 pixels it makes a grid of 4 x 4 regions
 SMALL_CNN = {"layer_type": "basic", "embedding_size": 32, "hidden_sizes": [32, 64, 128], "depths": [1, 1, 1]}
 
 

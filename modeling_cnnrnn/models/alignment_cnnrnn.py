@@ -54,8 +54,7 @@ def decode_chain(scores: torch.Tensor, smoothness: float, mask: torch.Tensor | N
         best_before = torch.where(stay, total + smoothness, best)
         if mask is not None:
             is_word = mask[:, t, None]
-            stay = stay | ~is_word
-            total = torch.where(is_word, best_before + scores[:, t], total)
+            total = torch.where(is_word, best_before + scores[:, t], total)  # its best region stays the best, and stays
         else:
             total = best_before + scores[:, t]
         stays.append(stay)

@@ -117,16 +117,14 @@ def find_view(processor: Any, image: Any) -> View:
         OSError, ValueError: the picture cannot be read, or the processor makes no picture of it.
     """
     width, height = load_image(image).size
-    coordinates = np.zeros((height, width, 3), dtype=np.uint8)
-    coordinates[..., 0] = np.linspace(0, 255, width).round()
-    coordinates[..., 1] = np.linspace(0, 255, height).round()[:, None]
+    across = np.tile(np.linspace(0, 255, width).round().astype(np.uint8), (height, 1))
+    down = np.tile(np.linspace(0, 255, height).round().astype(np.uint8)[:, None], (1, width))
     # black and white show what the processor does with values
-    shown = [coordinates, np.zeros_like(coordinates), np.full_like(coordinates, 255)]
-    pixel_values = processor(images=[Image.fromarray(array) for array in shown], return_tensors="np")["pixel_values"]
-    ramp, black, white = np.asarray(pixel_values, dtype=np.float64)
-    parts = (ramp - black) / (white - black)
-    left, right = _ends(parts[0].mean(axis=0), width)
-    top, bottom = _ends(parts[1].mean(axis=1), height)
+    shown = [Image.fromarray(array).convert("RGB") for array in (across, down, 0 * across, 0 * across + 255)]
+    pixel_values = processor(images=shown, return_tensors="np")["pixel_values"]
+    columns, rows, black, white = np.asarray(pixel_values, dtype=np.float64).mean(axis=1)
+    left, right = _ends(((columns - black) / (white - black)).mean(axis=0), width)
+    top, bottom = _ends(((rows - black) / (white - black)).mean(axis=1), height)
     return View(width, height, (left, top, right, bottom))
 
 

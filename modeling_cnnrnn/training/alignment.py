@@ -1,80 +1,22 @@
-"""
-The steps from options to a trained alignment of images and sentences, for pages and commands.
+"""The steps from options to a trained alignment of images and sentences; `examples/train_alignment.py` takes them."""
 
-[`train_alignment`] takes them all; `examples/train_alignment.py` takes them one by one.
-"""
-
-import json
-import logging
 from collections.abc import Callable
-from dataclasses import asdict
 
 import datasets
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, set_seed
-from transformers import AutoConfig
 
 from ..data.batching import CaptionDataset
 from ..data.shapes import boxes_of
 from ..evaluation.shapes_pointing import point_words, pointing_scores
-from ..models.configuration_alignment_cnnrnn import CnnRnnAlignmentConfig
 from ..models.modeling_alignment_cnnrnn import CnnRnnForImageTextRetrieval
 from ..models.processing_alignment_cnnrnn import CnnRnnAlignmentProcessor
-from ..models.tokenization_cnnrnn import build_tokenizer
-from .alignment_arguments import (
-    AlignmentDataArguments,
-    AlignmentModelArguments,
-    AlignmentTrainingArguments,
-    check_alignment_options,
-)
-from .alignment_trainer import AlignmentTrainer
-from .arguments import StageArguments
-from .captioning import SMALL_CNN, SMALL_SIZE, build_datasets, check_environment, load_splits, push_to_hub
-from .trainer import TrainerState, create_accelerator
+from .alignment_arguments import AlignmentDataArguments, AlignmentModelArguments, AlignmentTrainingArguments
+from .captioning import build_datasets, build_new_model, set_computation
 
-
-logger = logging.getLogger(__name__)
 
 REDUCTION_SAMPLE = 1000  # images that principal components are computed from
-
-
-def train_alignment(
-    data_args: AlignmentDataArguments, model_args: AlignmentModelArguments, args: AlignmentTrainingArguments
-) -> TrainerState:
-    """
-    Train an alignment as the options say, and leave it in the output folder.
-
-    Raises:
-        ValueError: options do not fit each other, the dataset or the model.
-        OSError: the dataset, a model or a checkpoint is not there.
-        ImportError: a tracker is not installed.
-    """
-    check_alignment_options(data_args, model_args, args)
-    accelerator = create_accelerator(args)
-    check_environment(accelerator, args, StageArguments())
-    set_seed(args.seed)
-    train_rows, eval_rows = load_splits(data_args, args.seed, accelerator)
-    model, processor = build_alignment(data_args, model_args, train_rows["captions"][:])
-    prepare_alignment_encoder(model, model_args, args, accelerator)
-    train_dataset, eval_dataset = build_alignment_datasets(
-        model, processor, train_rows, eval_rows, data_args, model_args, args, accelerator
-    )
-    trainer = AlignmentTrainer(
-        model,
-        processor,
-        train_dataset,
-        eval_dataset,
-        accelerator,
-        args,
-        further_scores=pointing_of(eval_dataset, eval_rows),
-        options={"data": asdict(data_args), "model": asdict(model_args), "training": asdict(args)},
-    )
-    state = trainer.train()
-    if args.push_to_hub and accelerator.is_main_process:
-        push_to_hub(args)
-    return state
 
 
 def build_alignment(
@@ -94,17 +36,8 @@ def build_alignment(
         place = model_args.model_name_or_path
         model = CnnRnnForImageTextRetrieval.from_pretrained(place, dtype=torch.float32)
         return model, CnnRnnAlignmentProcessor.from_pretrained(place)
-    tokenizer = build_tokenizer(captions, min_frequency=data_args.min_frequency)
-    logger.info("The vocabulary has %d words.", len(tokenizer))
-    options = model_args.layer_options()
-    encoder = model_args.encoder_name_or_path
-    if encoder:
-        processor = CnnRnnAlignmentProcessor.from_encoder_pretrained(encoder, tokenizer, data_args.image_size)
-        return CnnRnnForImageTextRetrieval.from_encoder_pretrained(encoder, tokenizer, **options), processor
-    processor = CnnRnnAlignmentProcessor.from_image_size(data_args.image_size or SMALL_SIZE, tokenizer)
-    settings = json.loads(model_args.encoder_config) if model_args.encoder_config else SMALL_CNN
-    config = CnnRnnAlignmentConfig.from_tokenizer(tokenizer, encoder=AutoConfig.for_model(**settings), **options)
-    return CnnRnnForImageTextRetrieval(config), processor
+    classes = CnnRnnForImageTextRetrieval, CnnRnnAlignmentProcessor
+    return build_new_model(*classes, data_args, model_args, captions)
 
 
 def prepare_alignment_encoder(
@@ -116,15 +49,9 @@ def prepare_alignment_encoder(
     """Freeze the CNN if the options say so, and set how it is computed."""
     if model_args.freezes_encoder:
         model.freeze_encoder()
-    elif model_args.encoder_name_or_path or model_args.model_name_or_path:
+    elif model_args.is_pretrained:
         model.unfreeze_encoder()
-    cnn = model.get_encoder().cnn
-    if accelerator.distributed_type != DistributedType.FSDP:  # FSDP supports only contiguous weights
-        cnn.to(memory_format=torch.channels_last)  # convolutions are fastest with it
-    if args.gradient_checkpointing:
-        model.activation_checkpointing_enable()
-    if args.torch_compile:
-        cnn.compile()
+    set_computation(model, args, accelerator)
 
 
 def build_alignment_datasets(

@@ -1,9 +1,8 @@
 """Options of training an alignment of images and sentences. Light to import."""
 
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field
 
-from .arguments import CaptionDataArguments, TrainingArguments, check_shared_options
+from .arguments import CaptionDataArguments, EncoderArguments, TrainingArguments, check_shared_options
 
 
 @dataclass
@@ -16,25 +15,9 @@ class AlignmentDataArguments(CaptionDataArguments):
 
 
 @dataclass
-class AlignmentModelArguments:
+class AlignmentModelArguments(EncoderArguments):
     """Choose an alignment to train further, or the layers of a new one."""
 
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Alignment to train further: a model of the Hub or a folder."}
-    )
-    encoder_name_or_path: str | None = field(
-        default=None, metadata={"help": "Pretrained CNN of a new alignment: a model of the Hub or a folder."}
-    )
-    encoder_config: str | None = field(
-        default=None,
-        metadata={"help": 'Configuration of a CNN from scratch, as JSON, such as \'{"model_type": "resnet"}\'.'},
-    )
-    freeze_encoder: bool | None = field(
-        default=None, metadata={"help": "Whether to freeze the CNN. By default a pretrained one is frozen."}
-    )
-    vision_feature_layer: int = field(
-        default=-1, metadata={"help": "Hidden state of the CNN that is read; -1 is the last feature map."}
-    )
     region_grid_size: int | None = field(
         default=None, metadata={"help": "Height and width of the grid that the cells are averaged to; all by default."}
     )
@@ -69,14 +52,7 @@ class AlignmentModelArguments:
     @property
     def freezes_encoder(self) -> bool:
         """Whether the CNN is not trained."""
-        if self.freeze_encoder is not None:
-            return self.freeze_encoder
-        return bool(self.model_name_or_path or self.encoder_name_or_path)
-
-    def layer_options(self) -> dict[str, Any]:
-        """Return the fields of [`CnnRnnAlignmentConfig`] among these options."""
-        others = ["model_name_or_path", "encoder_name_or_path", "encoder_config", "freeze_encoder"]
-        return {option.name: getattr(self, option.name) for option in fields(self) if option.name not in others}
+        return self.is_pretrained if self.freeze_encoder is None else self.freeze_encoder
 
 
 @dataclass
@@ -121,4 +97,4 @@ def check_alignment_options(
             "leave it out."
         )
     is_frozen = model_args.freezes_encoder
-    check_shared_options(data_args, model_args, args, model_args.layer_options(), is_frozen, is_frozen)
+    check_shared_options(data_args, model_args, args, is_frozen, is_frozen)

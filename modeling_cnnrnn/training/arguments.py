@@ -67,14 +67,14 @@ class CaptionDataArguments(DatasetArguments):
 
 
 @dataclass
-class CaptionModelArguments:
-    """Choose a captioner to train further, or the layers of a new one, and how it generates captions."""
+class EncoderArguments:
+    """Choose a model to train further, or the CNN of a new one."""
 
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Captioner to train further: a model of the Hub or a folder."}
+        default=None, metadata={"help": "Model to train further: its name on the Hub or its folder."}
     )
     encoder_name_or_path: str | None = field(
-        default=None, metadata={"help": "Pretrained CNN of a new captioner: a model of the Hub or a folder."}
+        default=None, metadata={"help": "Pretrained CNN of a new model: its name on the Hub or its folder."}
     )
     encoder_config: str | None = field(
         default=None,
@@ -84,8 +84,24 @@ class CaptionModelArguments:
         default=None, metadata={"help": "Whether to freeze the CNN. By default a pretrained one is frozen."}
     )
     vision_feature_layer: int = field(
-        default=-1, metadata={"help": "Hidden state of the CNN that the decoder receives; -1 is the last feature map."}
+        default=-1, metadata={"help": "Hidden state of the CNN that is read; -1 is the last feature map."}
     )
+
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether the CNN has been trained before."""
+        return bool(self.model_name_or_path or self.encoder_name_or_path)
+
+    def layer_options(self) -> dict[str, Any]:
+        """Return the fields of the model's configuration among these options."""
+        others = ["model_name_or_path", "encoder_name_or_path", "encoder_config", "freeze_encoder"]
+        return {option.name: getattr(self, option.name) for option in fields(self) if option.name not in others}
+
+
+@dataclass
+class CaptionModelArguments(EncoderArguments):
+    """Choose a captioner to train further, or the layers of a new one, and how it generates captions."""
+
     rnn_type: str = field(default="lstm", metadata={"help": "Recurrent layer: lstm, gru, rnn_tanh or rnn_relu."})
     hidden_size: int = field(default=512, metadata={"help": "Size of the recurrent state."})
     embedding_size: int = field(default=512, metadata={"help": "Size of the word embeddings and projected regions."})
@@ -114,22 +130,15 @@ class CaptionModelArguments:
         default=1, metadata={"help": "Beam size of the captions that are scored to find the best checkpoint."}
     )
 
-    @property
-    def is_pretrained(self) -> bool:
-        """Whether the CNN has been trained before."""
-        return bool(self.model_name_or_path or self.encoder_name_or_path)
-
     def freezes_encoder(self, stage_args: "StageArguments") -> bool:
         """Tell whether the CNN is frozen when the training starts."""
         if self.freeze_encoder is not None:
             return self.freeze_encoder
         return self.is_pretrained or stage_args.unfreezes_encoder
 
-    def decoder_options(self) -> dict[str, Any]:
-        """Return the fields of [`CnnRnnConfig`] among these options."""
-        others = ["model_name_or_path", "encoder_name_or_path", "encoder_config", "freeze_encoder"]
-        others += ["max_length", "num_beams"]
-        return {option.name: getattr(self, option.name) for option in fields(self) if option.name not in others}
+    def layer_options(self) -> dict[str, Any]:
+        options = super().layer_options()
+        return {name: value for name, value in options.items() if name not in ("max_length", "num_beams")}
 
 
 @dataclass
@@ -275,7 +284,7 @@ def check_options(
     always_frozen = starts_frozen and not stage_args.unfreezes_encoder
     if stage_args.unfreezes_encoder and not starts_frozen:
         raise ValueError("`freeze_encoder` is False, so there is nothing to unfreeze: leave one of the two out.")
-    check_shared_options(data_args, model_args, args, model_args.decoder_options(), starts_frozen, always_frozen)
+    check_shared_options(data_args, model_args, args, starts_frozen, always_frozen)
     if always_frozen:
         names = ["unfreeze_encoder_from_layer", "encoder_learning_rate", "encoder_layer_decay"]
         remedy = "leave it out, or pass --unfreeze_encoder_after_epochs, or --freeze_encoder false"
@@ -297,9 +306,8 @@ def check_options(
 
 def check_shared_options(
     data_args: CaptionDataArguments,
-    model_args: Any,
+    model_args: EncoderArguments,
     args: TrainingArguments,
-    layer_options: Iterable[str],
     starts_frozen: bool,
     stays_frozen: bool,
 ) -> None:
@@ -307,7 +315,6 @@ def check_shared_options(
     Refuse options that have no effect, of those that the trainings of all models have.
 
     Args:
-        layer_options: names of the options in `model_args` that only a new model has.
         starts_frozen: whether the CNN is not trained at first.
         stays_frozen: whether it is never trained.
 
@@ -328,7 +335,7 @@ def check_shared_options(
     if model_args.encoder_config and model_args.encoder_name_or_path:
         raise ValueError("`encoder_config` has no effect with `encoder_name_or_path`: leave one of the two out.")
     if model_args.model_name_or_path:
-        architecture = ["encoder_name_or_path", "encoder_config", *layer_options]
+        architecture = ["encoder_name_or_path", "encoder_config", *model_args.layer_options()]
         remedy = "a model that is trained further keeps its architecture, vocabulary and image size"
         _refuse(model_args, architecture, "with `model_name_or_path`", remedy)
         _refuse(data_args, ["image_size", "min_frequency"], "with `model_name_or_path`", remedy)

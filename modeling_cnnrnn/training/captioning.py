@@ -24,13 +24,13 @@ from ..data.shapes.language import checker
 from ..files import check_writable
 from ..hub import push
 from ..models.base_cnnrnn import CnnRnnPreTrainedModel
-from ..models.configuration_cnnrnn import CnnRnnConfig
 from ..models.modeling_cnnrnn import CnnRnnForConditionalGeneration
 from ..models.processing_cnnrnn import CnnRnnProcessor
 from ..models.tokenization_cnnrnn import build_tokenizer
 from .arguments import (
     CaptionDataArguments,
     CaptionModelArguments,
+    EncoderArguments,
     StageArguments,
     TrainingArguments,
     check_options,
@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 # share of the training images that are kept for validation where the dataset has no such split
 VALIDATION_SHARE = 0.05
-# a CNN for small pictures: of 64 x 64 pixels it makes a grid of 8 x 8 regions
+# a CNN for small pictures: of 64 x 64 pixels it makes a grid of 4 x 4 regions
 SMALL_CNN = {
     "model_type": "resnet",
     "layer_type": "basic",
@@ -162,24 +162,41 @@ def build_captioner(
         ValueError: a layer's option is not one of its choices or does not fit another, or no word is frequent enough.
         OSError: a pretrained model is not there.
     """
-    if model_args.model_name_or_path:
-        processor = CnnRnnProcessor.from_pretrained(model_args.model_name_or_path)
-        model = CnnRnnForConditionalGeneration.from_pretrained(model_args.model_name_or_path, dtype=torch.float32)
+    place = model_args.model_name_or_path
+    if place:
+        processor = CnnRnnProcessor.from_pretrained(place)
+        model = CnnRnnForConditionalGeneration.from_pretrained(place, dtype=torch.float32)
     else:
-        tokenizer = build_tokenizer(captions, min_frequency=data_args.min_frequency)
-        logger.info("The vocabulary has %d words.", len(tokenizer))
-        options = model_args.decoder_options()
-        encoder = model_args.encoder_name_or_path
-        if encoder:
-            processor = CnnRnnProcessor.from_encoder_pretrained(encoder, tokenizer, data_args.image_size)
-            model = CnnRnnForConditionalGeneration.from_encoder_pretrained(encoder, tokenizer, **options)
-        else:
-            processor = CnnRnnProcessor.from_image_size(data_args.image_size or SMALL_SIZE, tokenizer)
-            settings = json.loads(model_args.encoder_config) if model_args.encoder_config else SMALL_CNN
-            config = CnnRnnConfig.from_tokenizer(tokenizer, encoder=AutoConfig.for_model(**settings), **options)
-            model = CnnRnnForConditionalGeneration(config)
+        classes = CnnRnnForConditionalGeneration, CnnRnnProcessor
+        model, processor = build_new_model(*classes, data_args, model_args, captions)
     model.generation_config.max_length = model_args.max_length
     return model, processor
+
+
+def build_new_model(
+    model_class: Any,
+    processor_class: Any,
+    data_args: CaptionDataArguments,
+    model_args: EncoderArguments,
+    captions: list[list[str]],
+) -> tuple[Any, Any]:
+    """
+    Make a model with a pretrained CNN or a CNN from scratch, and its processor with the vocabulary of the captions.
+
+    Raises:
+        ValueError: a layer's option is not one of its choices or does not fit another, or no word is frequent enough.
+        OSError: the CNN is not there.
+    """
+    tokenizer = build_tokenizer(captions, min_frequency=data_args.min_frequency)
+    logger.info("The vocabulary has %d words.", len(tokenizer))
+    options, encoder = model_args.layer_options(), model_args.encoder_name_or_path
+    if encoder:
+        processor = processor_class.from_encoder_pretrained(encoder, tokenizer, data_args.image_size)
+        return model_class.from_encoder_pretrained(encoder, tokenizer, **options), processor
+    processor = processor_class.from_image_size(data_args.image_size or SMALL_SIZE, tokenizer)
+    settings = json.loads(model_args.encoder_config) if model_args.encoder_config else SMALL_CNN
+    config = model_class.config_class.from_tokenizer(tokenizer, encoder=AutoConfig.for_model(**settings), **options)
+    return model_class(config), processor
 
 
 def prepare_encoder(
@@ -190,7 +207,7 @@ def prepare_encoder(
     accelerator: Accelerator,
 ) -> None:
     """
-    Freeze what no stage trains of the CNN, and set how the CNN is computed.
+    Freeze what no stage trains of the CNN, and set how it is computed.
 
     Raises:
         ValueError: the CNN has no layer `unfreeze_encoder_from_layer`.
@@ -199,6 +216,11 @@ def prepare_encoder(
         unfreeze_encoder_layers(model, stage_args.unfreeze_encoder_from_layer)
     if model_args.freezes_encoder(stage_args) and not stage_args.unfreezes_encoder:
         model.freeze_encoder()
+    set_computation(model, args, accelerator)
+
+
+def set_computation(model: CnnRnnPreTrainedModel, args: TrainingArguments, accelerator: Accelerator) -> None:
+    """Set how the CNN of a model is computed: the memory format, activation checkpointing, compilation."""
     cnn = model.get_encoder().cnn
     if accelerator.distributed_type != DistributedType.FSDP:  # FSDP supports only contiguous weights
         cnn.to(memory_format=torch.channels_last)  # convolutions are fastest with it

@@ -243,6 +243,15 @@ def test_the_part_that_is_seen_is_found(tiny_processor, options, size, seen):
     assert view.to_pixels(view.to_parts([inside])[0].tolist()) == pytest.approx(inside, abs=1e-3)
 
 
+def test_the_view_of_one_grey_channel_is_that_of_three(tiny_processor):
+    def grey(images, return_tensors):
+        pixel_values = tiny_processor(images=images, return_tensors=return_tensors)["pixel_values"]
+        return {"pixel_values": pixel_values.mean(axis=1, keepdims=True)}
+
+    image = Image.new("RGB", (200, 100))
+    assert find_view(grey, image).box == pytest.approx(find_view(tiny_processor, image).box, abs=1e-3)
+
+
 @pytest.mark.parametrize(
     ("box", "seen"),
     [
