@@ -75,33 +75,15 @@ def main():
     logging.basicConfig(format="%(message)s")
     accelerator = create_accelerator(args.mixed_precision)
     set_seed(args.seed)
-    device, batch_size = accelerator.device, args.per_device_eval_batch_size
 
     # 1. The images, all captions of each, and images that tell which captions fit everything
     rows = load_split(args, args.split, args.max_eval_samples)
     others = load_split(args, args.hub_split, args.hub_samples) if args.hub_split else None
 
-    def prepare(images, model, processor) -> CaptionDataset:
-        features, broken = None, None
-        if args.features_cache_dir is not None:
-            with accelerator.main_process_first(), accelerator.autocast():
-                features, broken = compute_image_features(model, processor, images, args.features_cache_dir)
-        most = max(len(captions) for captions in images["captions"][:])
-        return CaptionDataset(images, processor, most, max_length=1000, image_features=features, broken=broken)
-
     # 2. Each model scores all images with all captions; the scores of several are added
-    total: Any = 0.0
-    other_total: Any = 0.0
-    for name in args.model_name_or_path:
-        processor = CnnRnnAlignmentProcessor.from_pretrained(name)
-        model = CnnRnnForImageTextRetrieval.from_pretrained(name, dtype=torch.float32).to(device).eval()
-        dataset = prepare(rows, model, processor)
-        found = score_dataset(model, dataset, accelerator, batch_size)
-        total = total + found.scores
-        if others is not None:
-            captions = [caption for row in found.rows for caption in dataset.labels[row]]
-            hubs = score_dataset(model, prepare(others, model, processor), accelerator, batch_size, captions=captions)
-            other_total = other_total + hubs.scores
+    scored = [score(args, accelerator, name, rows, others) for name in args.model_name_or_path]
+    dataset, found, _ = scored[-1]
+    total: Any = sum(scores.scores for _, scores, _ in scored)
     counts = found.captions_per_image
     texts = [caption for row in found.rows for caption in rows["captions"][row]]
     if len(texts) != total.shape[1]:
@@ -112,13 +94,15 @@ def main():
     # 3. The metrics; then again with the order of captions corrected, and with the captioner's opinion
     results: dict[str, Any] = {"alignment": flat_metrics(total, counts, args.fold_size)}
     if others is not None:
-        total = less_hubs(total, other_total)
+        total = less_hubs(total, sum(hubs for _, _, hubs in scored))
         results["less hubs"] = flat_metrics(total, counts, args.fold_size)
     if args.captioner_name_or_path:
         reader = CnnRnnProcessor.from_pretrained(args.captioner_name_or_path)
-        captioner = CnnRnnForConditionalGeneration.from_pretrained(args.captioner_name_or_path).to(device).eval()
+        captioner = CnnRnnForConditionalGeneration.from_pretrained(args.captioner_name_or_path)
+        captioner = captioner.to(accelerator.device).eval()
         pairs = np.logical_or(*first_of(total, args.num_reranked).values())
-        log_probs = caption_log_probs(captioner, prepare(rows, captioner, reader), found.rows, texts, pairs)
+        images = prepare(args, accelerator, rows, captioner, reader)
+        log_probs = caption_log_probs(captioner, images, found.rows, texts, pairs)
         results["reranked"] = reranked_metrics(total, log_probs, counts, args.captioner_weight, args.num_reranked)
     for name, values in results.items():
         logger.info("%s: %s", name, values)
@@ -129,17 +113,43 @@ def main():
     content = {**results, "num_images": len(counts), "num_captions": len(texts), "left_out": found.broken}
     write_json(Path(args.output_dir) / "eval_results.json", content | asdict(args) | provenance(accelerator))
     if args.gallery_size:
-        ends = np.cumsum(counts)
-        page = []
-        for place, row in list(enumerate(found.rows))[: args.gallery_size]:
-            best = int(total[place].argmax())
-            is_own = bool(ends[place] - counts[place] <= best < ends[place])
-            image = load_stored_image(dataset.images[row]["image"])
-            page.append(
-                GalleryRow(image, texts[best], rows["captions"][row], is_correct=is_own, name=dataset.image_ids[row])
-            )
         title = f"The caption of {len(texts)} that comes first for each image"
+        page = [gallery_row(i, dataset, found, total[i], texts) for i in range(min(len(counts), args.gallery_size))]
         write_gallery(Path(args.output_dir) / "gallery.html", page, title, results["alignment"])
+
+
+def prepare(args: AlignmentEvaluationArguments, accelerator, rows, model, processor) -> CaptionDataset:
+    """Make the examples of a model: all captions of each image, which it sees or whose stored features it reads."""
+    features, broken = None, None
+    if args.features_cache_dir is not None:
+        with accelerator.main_process_first(), accelerator.autocast():
+            features, broken = compute_image_features(model, processor, rows, args.features_cache_dir)
+    most = max(len(captions) for captions in rows["captions"][:])
+    return CaptionDataset(rows, processor, most, max_length=1000, image_features=features, broken=broken)
+
+
+def score(args: AlignmentEvaluationArguments, accelerator, name: str, rows, others) -> tuple:
+    """Score images with their captions by a model, and other images with the same captions if there are any."""
+    processor = CnnRnnAlignmentProcessor.from_pretrained(name)
+    model = CnnRnnForImageTextRetrieval.from_pretrained(name, dtype=torch.float32).to(accelerator.device).eval()
+    dataset = prepare(args, accelerator, rows, model, processor)
+    found = score_dataset(model, dataset, accelerator, args.per_device_eval_batch_size)
+    if others is None:
+        return dataset, found, None
+    captions = [caption for row in found.rows for caption in dataset.labels[row]]
+    dataset_of_others = prepare(args, accelerator, others, model, processor)
+    hubs = score_dataset(model, dataset_of_others, accelerator, args.per_device_eval_batch_size, captions=captions)
+    return dataset, found, hubs.scores
+
+
+def gallery_row(index: int, dataset: CaptionDataset, found, scores: np.ndarray, texts: list[str]) -> GalleryRow:
+    """Make the row of an image on the page: the caption with the highest score, and whether it is one of its own."""
+    row, best = found.rows[index], int(scores.argmax())
+    start = sum(found.captions_per_image[:index])
+    own = range(start, start + found.captions_per_image[index])
+    image = load_stored_image(dataset.images[row]["image"])
+    references = [texts[caption] for caption in own]
+    return GalleryRow(image, texts[best], references, is_correct=best in own, name=dataset.image_ids[row])
 
 
 if __name__ == "__main__":
