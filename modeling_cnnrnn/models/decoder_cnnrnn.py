@@ -16,7 +16,7 @@ from transformers.utils import can_return_tuple
 from .attention_cnnrnn import ATTENTIONS
 from .base_cnnrnn import CnnRnnPreTrainedModel
 from .configuration_cnnrnn import CnnRnnConfig
-from .recurrence_cnnrnn import CnnRnnCache, make_recurrent_layer, needs_steps
+from .recurrence_cnnrnn import CnnRnnCache, check_cache, make_recurrent_layer, needs_steps
 from .training_steps_cnnrnn import can_gather, run_training_steps
 
 
@@ -176,6 +176,8 @@ class CnnRnnDecoder(CnnRnnPreTrainedModel):
         cache: CnnRnnCache,
     ) -> torch.Tensor:
         """Check the inputs of a forward pass and return the embeddings of its words, `(N, T, embedding_size)`."""
+        given = input_ids if input_ids is not None else inputs_embeds
+        check_cache(cache, given.shape[0] if given is not None else None)
         if input_ids is not None and inputs_embeds is None:
             if cache.state is None:  # generation later feeds tokens of the model itself
                 self.check_input_ids(input_ids)

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 
 from .fast_decoding_cnnrnn import Writer, beam_search, can_decode_fast, sample
+from .generation_checks_cnnrnn import check_cache_implementation, check_generation_options, check_prompt
+from .recurrence_cnnrnn import check_cache
 from .training_steps_cnnrnn import is_plain
 
 
@@ -75,6 +78,28 @@ class CnnRnnGenerationMixin(GenerationMixin):
     def _supports_default_dynamic_cache(cls) -> bool:
         return False  # a cache of keys and values is not what an RNN remembers: the decoder makes a `CnnRnnCache`
 
+    @wraps(GenerationMixin.generate)
+    def generate(self, *args, **kwargs):
+        # transformers turns to another class for one of these names before it looks at anything else
+        check_cache_implementation(kwargs.get("cache_implementation"))
+        return super().generate(*args, **kwargs)
+
+    def _prepare_generation_config(self, generation_config, **kwargs):
+        generation_config, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
+        check_generation_options(generation_config)
+        return generation_config, model_kwargs
+
+    def _validate_model_kwargs(self, model_kwargs):
+        for name in ("decoder_inputs_embeds", "inputs_embeds"):
+            if model_kwargs.get(name) is not None:
+                raise ValueError(
+                    f"`{name}` is a prompt of vectors, which have no words that a sentence could begin with: pass token "
+                    "ids as `decoder_input_ids`."
+                )
+        if model_kwargs.get("past_key_values") is not None:
+            check_cache(model_kwargs["past_key_values"])
+        super()._validate_model_kwargs(model_kwargs)
+
     def _validate_generation_mode(self, generation_mode, generation_config, generation_mode_kwargs):
         super()._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)
         if generation_config.num_beams > self.config.vocab_size:
@@ -112,17 +137,29 @@ class CnnRnnGenerationMixin(GenerationMixin):
             return model_kwargs.pop("image_features"), "image_features", model_kwargs
         return super()._prepare_model_inputs(inputs, bos_token_id, model_kwargs)
 
-    def _prepare_decoder_input_ids_for_generation(self, *args, **kwargs):
+    def _prepare_decoder_input_ids_for_generation(
+        self, batch_size, model_input_name, model_kwargs, decoder_start_token_id, device=None
+    ):
         # the mask that a tokenizer returns belongs to the prompt, which the decoder reads
-        model_kwargs = kwargs["model_kwargs"] if "model_kwargs" in kwargs else args[2]
         attention_mask = model_kwargs.pop("attention_mask", None)
-        if attention_mask is not None and ("input_ids" in model_kwargs or "decoder_input_ids" in model_kwargs):
-            model_kwargs.setdefault("decoder_attention_mask", attention_mask)
-        return super()._prepare_decoder_input_ids_for_generation(*args, **kwargs)
+        for name in ("decoder_input_ids", "input_ids"):
+            if name in model_kwargs:
+                if attention_mask is not None:
+                    model_kwargs.setdefault("decoder_attention_mask", attention_mask)
+                mask = model_kwargs.get("decoder_attention_mask")
+                check_prompt(name, model_kwargs[name], mask, decoder_start_token_id, batch_size)
+        return super()._prepare_decoder_input_ids_for_generation(
+            batch_size, model_input_name, model_kwargs, decoder_start_token_id, device
+        )
 
     def prepare_inputs_for_generation(self, input_ids, past_key_values=None, attention_mask=None, **kwargs):
         # `attention_mask` is in the signature so that `generate` takes it; it has become the decoder's mask above
         past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if past_length >= input_ids.shape[1]:
+            raise ValueError(
+                f"`past_key_values` has read {past_length} tokens and `decoder_input_ids` holds {input_ids.shape[1]}: pass "
+                "the sentence from its start, with a token that the cache has not read."
+            )
         kwargs.pop("next_sequence_length", None)
         return super().prepare_inputs_for_generation(
             input_ids[:, past_length:], past_key_values=past_key_values, **kwargs

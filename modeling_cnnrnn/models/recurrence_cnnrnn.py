@@ -1,5 +1,7 @@
 """The recurrent layers of the decoder, and the state that they carry from word to word."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -57,6 +59,30 @@ class CnnRnnCache(Cache):
             self.state = tuple(s[:, indices] for s in self.state)
         if self.keys is not None:
             self.keys = self.keys[indices]
+
+
+def check_cache(cache: Any, num_sequences: int | None = None):
+    """
+    Check `past_key_values` of a caller.
+
+    Args:
+        cache: the cache.
+        num_sequences: number of sequences that are read, if it is known.
+
+    Raises:
+        ValueError: it is no cache of a recurrent state, or holds the states of another number of sequences.
+    """
+    # by its name: a repository that is loaded by its own code has its own class of this name
+    if not any(kind.__name__ == CnnRnnCache.__name__ for kind in type(cache).__mro__):
+        raise ValueError(
+            f"`past_key_values` is a {type(cache).__name__}: pass the `CnnRnnCache` that the captioner returned, or none."
+        )
+    held = cache.state[0].shape[1] if cache.state is not None else num_sequences
+    if num_sequences is not None and held != num_sequences:
+        raise ValueError(
+            f"`past_key_values` holds the states of {held} sequences for {num_sequences}: pass the cache of the same "
+            "batch, with `batch_repeat_interleave(num_beams)` for beams."
+        )
 
 
 def needs_steps(inputs: torch.Tensor) -> bool:
@@ -166,4 +192,12 @@ def make_recurrent_layer(rnn_type: str, input_size: int, hidden_size: int) -> Cn
     return {"lstm": CnnRnnLSTM, "gru": CnnRnnGRU}[rnn_type](input_size, hidden_size, batch_first=True)
 
 
-__all__ = ["CnnRnnCache", "CnnRnnGRU", "CnnRnnLSTM", "CnnRnnRNN", "make_recurrent_layer", "needs_steps"]
+__all__ = [
+    "CnnRnnCache",
+    "CnnRnnGRU",
+    "CnnRnnLSTM",
+    "CnnRnnRNN",
+    "check_cache",
+    "make_recurrent_layer",
+    "needs_steps",
+]
