@@ -363,24 +363,24 @@ def _without_tied(missing: set[str], tied: dict[str, str]) -> set[str]:
 @torch.no_grad()
 def check_finite(model: nn.Module, place):
     """
-    Refuse weights with NaN, infinite or huge values: sentences written with them mean nothing.
+    Refuse weights with NaN, infinite or huge values, and variances below 0: sentences written with them mean nothing.
 
     Raises:
-        CnnRnnLoadingError: a parameter or buffer that is in memory and in floating point is not finite, or
-            exceeds `MAX_WEIGHT`.
+        CnnRnnLoadingError: a parameter or buffer that is in memory and in floating point is not finite, or exceeds
+            `MAX_WEIGHT`, or is a negative variance.
     """
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         is_plain = type(tensor.data) is torch.Tensor and tensor.dtype.is_floating_point and tensor.dtype.itemsize > 1
+        if not is_plain or tensor.is_meta or not tensor.numel():
+            continue
         # one pass without a copy: NaN and infinity are the extremes of what holds them
-        if (
-            is_plain
-            and not tensor.is_meta
-            and tensor.numel()
-            and not all(abs(x) < MAX_WEIGHT for x in tensor.aminmax())
-        ):
+        low, high = tensor.aminmax()
+        smallest = 0 if name.endswith("running_var") else -MAX_WEIGHT
+        if not smallest <= low <= high <= MAX_WEIGHT:
+            kind = "negative variances" if -MAX_WEIGHT <= low < smallest else "NaN, infinite or huge values"
             raise CnnRnnLoadingError(
-                f"The weights in {shown(place)} hold NaN, infinite or huge values (in {name}): take those of an earlier "
-                "checkpoint, or pass `check_weights=False`."
+                f"The weights in {shown(place)} hold {kind} (in {name}): take those of an earlier checkpoint, or pass "
+                "`check_weights=False`."
             )
 
 

@@ -104,6 +104,13 @@ def test_weights_that_are_not_finite_are_refused_unless_told_otherwise(folder, n
     load_model(folder, dtype=dtype, check_weights=False)
 
 
+def test_negative_variances_are_refused_unless_told_otherwise(folder):
+    name = "model.encoder.cnn.embedder.embedder.normalization.running_var"
+    edit_weights(folder, lambda weights: weights[name][-1:].fill_(-1e-4))
+    assert f"negative variances (in {name})" in sentence_of(load_model, folder)
+    load_model(folder, check_weights=False)
+
+
 def test_weights_saved_as_integers_are_refused(folder):
     edit_weights(folder, lambda weights: weights.update({"lm_head.bias": weights["lm_head.bias"].view(torch.int32)}))
     assert "lm_head.bias as numbers of type I32" in sentence_of(load_model, folder)
