@@ -40,16 +40,19 @@ def gather_facts(folder: Path, repository: Path, redaction: Redaction) -> dict[s
         redaction: removes tokens and local paths.
     """
     config = _read_json(repository / "config.json")
-    training = redaction.redact(_read_json(folder / "training_results.json"))
+    *earlier, training = redaction.redact(_read_trainings(folder))
     evaluation = redaction.redact(_read_json(folder / "evaluation" / "eval_results.json"))
     captions = Counter(row["caption"] for row in read_rows(folder))
     options = {k: v for part in ("data", "model", "training", "stages") for k, v in training.get(part, {}).items()}
+    if options.get("model_name_or_path"):  # what it was when it was new is in its configuration
+        options = {name: value for name, value in options.items() if name not in config}
     results = evaluation.get("results", {})
     return {
         "size": _size(repository),
         "config": config,
         "image_size": _read_json(repository / "processor_config.json").get("image_processor", {}).get("size", {}),
         "training": training,
+        "earlier": earlier,
         "options": options,
         "energy": _energy(folder / "emissions.csv", training),
         "evaluation": evaluation,
@@ -58,7 +61,7 @@ def gather_facts(folder: Path, repository: Path, redaction: Redaction) -> dict[s
         "scores": SCORES,
         "different": len(captions),
         "most_frequent": captions.most_common(1),
-        "base_model": hub_name(training.get("model", {}).get("encoder_name_or_path")),
+        "base_model": hub_name([*earlier, training][0].get("model", {}).get("encoder_name_or_path")),
         "papers": {PAPERS[config[name]] for name in ("image_injection", "attention_type") if config[name] in PAPERS},
     }
 
@@ -122,6 +125,18 @@ def hub_name(name: str | None) -> str | None:
     name = (name or "").split("@")[0]
     is_name = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name) and not Path(name).exists()
     return name if is_name and not name.endswith((".json", ".csv", ".parquet", ".tar")) else None
+
+
+def _read_trainings(folder: Path) -> list[dict[str, Any]]:
+    """Read the results of the last training, behind those of the trainings before it that are on this machine."""
+    results, seen = [_read_json(folder / "training_results.json")], {folder.resolve()}
+    while before := results[0].get("model", {}).get("model_name_or_path"):
+        found = _read_json(Path(before) / "training_results.json")
+        if not found or Path(before).resolve() in seen:
+            break
+        seen.add(Path(before).resolve())
+        results.insert(0, found)
+    return results
 
 
 def _size(repository: Path) -> dict[str, float]:

@@ -92,6 +92,11 @@ def explain_errors(
     except Exception as error:
         is_folder = place is not None and os.path.isdir(place)
         if isinstance(error, OSError) and not is_folder:
+            if PRETRAINED_FOLDERS and "/" not in str(place):  # a name on the Hub has an owner
+                raise CnnRnnLoadingError(
+                    f"{shown(place)} is neither a folder here nor a captioner of the package ({', '.join(PRETRAINED_FOLDERS)}): "
+                    "pass one of these, or a name on the Hub with its owner, 'owner/name'."
+                ) from error
             raise
         subfolder = subfolder or ""
         folder = Path(place, subfolder) if is_folder else _cached(str(place), subfolder, cache_dir, revision)

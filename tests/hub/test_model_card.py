@@ -207,6 +207,20 @@ def test_text_of_any_kind_stays_in_its_cell(copy):
     assert r"| **a \| b &lt;unk> \*c\*** |" in write_model_card(copy).read_text()
 
 
+def test_each_training_of_several_is_told_and_no_option_that_had_no_effect(copy, captioner):
+    path = copy / "training_results.json"
+    results = json.loads(path.read_text())
+    results["command"] = "cnnrnn train second.json"
+    results["model"] |= {"model_name_or_path": str(captioner), "hidden_size": 512}
+    results["stages"]["self_critical_after_epochs"] = 0.0
+    path.write_text(json.dumps(results))
+    procedure = write_model_card(copy).read_text().split("## Training procedure")[1].split("## Results")[0]
+    assert procedure.index("--hidden_size 16") < procedure.index("cnnrnn train second.json")
+    assert "| hidden\\_size |" not in procedure
+    assert "learning rate 5e-05" in procedure
+    assert "self-critical" in procedure
+
+
 def test_no_heading_without_facts(captioner, copy):
     for name in ("training_results.json", "training_curves.png"):
         (copy / name).unlink()
