@@ -17,6 +17,7 @@ ROOMS = [
     {"retrieval"},
     {"hub"},
     {"export"},
+    {"converters"},
     {"training"},
     {"cli"},
     {"registration", "__main__"},

@@ -32,7 +32,8 @@ def parse_arguments(
 
     A recipe is a JSON file of options, without their dashes; options of the command line win over it. A list takes its values
     one after the other, `--num_beams 1 3`; a boolean is `--flag`, `--no_flag` or `--flag true`. Help texts are the fields'
-    `metadata["help"]`, and a field with `metadata["positional"]` needs no option before its values.
+    `metadata["help"]`, and a field with `metadata["positional"]` needs no option before its values. A field `from_` is the
+    option `--from`.
 
     Args:
         description: text above the options in the help, shown as it is.
@@ -116,7 +117,7 @@ def _make_command(fields: Mapping[str, tuple[type, dataclasses.Field]], types: M
             default = default.value
         info: Any = typer.Argument(metavar=name.upper())
         if not field.metadata.get("positional"):
-            info = typer.Option(f"--{name}" + (f"/--no_{name}" if types[name] is bool else ""))
+            info = typer.Option(f"--{name.rstrip('_')}" + (f"/--no_{name}" if types[name] is bool else ""))
         is_required = default is dataclasses.MISSING
         parameters.append(
             inspect.Parameter(
@@ -159,7 +160,7 @@ def _entry(name: str, value_type: Any, field: dataclasses.Field, default: Any) -
         values += f"  [default: {shown.lower() if isinstance(default, bool) else shown}]"
     is_positional = field.metadata.get("positional")
     sentence = " ".join(str(field.metadata.get("help", "")).split()).replace("%%", "%")
-    return Entry(name.upper() if is_positional else f"--{name}", values, sentence)
+    return Entry(name.upper() if is_positional else f"--{name.rstrip('_')}", values, sentence)
 
 
 def _plain_words(words: Sequence[str], types: Mapping[str, Any], positional: Sequence[str]) -> list[str]:
@@ -172,6 +173,7 @@ def _plain_words(words: Sequence[str], types: Mapping[str, Any], positional: Seq
             return [*plain, word, *rest]
         option, equals, value = word.partition("=")
         name = option.removeprefix("--").replace("-", "_")
+        name = f"{name}_" if f"{name}_" in types else name
         if not word.startswith("--") or name not in types:
             plain.append(word)
             continue
@@ -189,5 +191,5 @@ def _plain_words(words: Sequence[str], types: Mapping[str, Any], positional: Seq
             if not values:
                 plain.append(f"--{name}")  # which click says needs a value
         else:
-            plain += [f"--{name}", *values]
+            plain += [f"--{name.rstrip('_')}", *values]
     return plain

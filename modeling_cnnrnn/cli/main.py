@@ -11,6 +11,7 @@ VERBS = {
     "caption": "Write sentences about images, folders, URLs, or a whole dataset.",
     "train": "Train a captioner.",
     "evaluate": "Score a captioner on a dataset, and make a page of its sentences.",
+    "convert": "Convert a checkpoint of NeuralTalk and other programs to a captioner.",
     "export": "Export a captioner to ONNX, to run without torch, and to a page for browsers.",
     "webcam": "Caption what the camera sees, live, in the browser.",
     "push": "Push a captioner to the Hub.",

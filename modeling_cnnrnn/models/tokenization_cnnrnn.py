@@ -71,7 +71,7 @@ def build_tokenizer(
             f"No word of the {num_captions} captions is seen `min_frequency`={min_frequency} times, the most frequent "
             f"({ranked[0][0]!r}) is seen {ranked[0][1]} times: pass a lower `min_frequency`, or more captions."
         )
-    return _make_tokenizer(words if vocab_size is None else words[: vocab_size - len(SPECIAL_TOKENS)], lowercase)
+    return make_tokenizer(words if vocab_size is None else words[: vocab_size - len(SPECIAL_TOKENS)], lowercase)
 
 
 def _count_words(captions: Iterable[str] | Iterable[Iterable[str]], lowercase: bool) -> tuple[Counter[str], int]:
@@ -92,7 +92,7 @@ def _count_words(captions: Iterable[str] | Iterable[Iterable[str]], lowercase: b
     return frequencies, num_captions
 
 
-def _make_tokenizer(words: list[str], lowercase: bool) -> PreTrainedTokenizerFast:
+def make_tokenizer(words: list[str], lowercase: bool) -> PreTrainedTokenizerFast:
     """Make the tokenizer of a vocabulary, the special tokens before its words."""
     vocabulary = {token: i for i, token in enumerate(SPECIAL_TOKENS + words)}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
