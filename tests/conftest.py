@@ -13,7 +13,7 @@ from collections.abc import Callable
 import datasets
 import pytest
 import torch
-from support.tiny_models import ATTENTION_TYPES, CAPTIONS, IMAGE_INJECTIONS, RNN_TYPES
+from support.tiny_models import ATTENTION_TYPES, CAPTIONS, FAMILY, IMAGE_INJECTIONS, RNN_TYPES
 from transformers import BitImageProcessorPil, PretrainedConfig, PreTrainedTokenizerBase, ResNetConfig, set_seed
 
 from modeling_cnnrnn import (
@@ -27,7 +27,7 @@ from modeling_cnnrnn.data.shapes.drawing import build_shapes
 
 
 def _decoders() -> list[dict]:
-    """Every decoder there is; of one and of two layers in turns, so that each option is seen with both."""
+    """The decoders that are products of options; of one and of two layers in turns, so that each option is seen with both."""
     return [
         {
             "rnn_type": rnn_type,
@@ -39,6 +39,32 @@ def _decoders() -> list[dict]:
         for j, attention_type in enumerate(ATTENTION_TYPES)
         for k, image_injection in enumerate(IMAGE_INJECTIONS)
     ]
+
+
+# the tests that the decoders of the papers take part in; in the others, those that are made of the same parts stand for them
+LAWS_OF_THE_FAMILY = {
+    "test_a_batch_is_its_images_one_by_one",
+    "test_cached_logits_are_the_uncached",
+    "test_decoder_follows_its_equations",
+    "test_every_decoder_looks_at_the_image",
+    "test_every_decoder_writes_as_in_the_plain_loop",
+    "test_every_layer_is_called",
+    "test_every_parameter_learns",
+    "test_gathered_and_plain_steps_agree",
+    "test_gradients_are_those_of_finite_differences",
+    "test_masked_tokens_are_not_read",
+    "test_padding_changes_neither_loss_nor_logits",
+    "test_saved_model_loads_bit_equal",
+}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]):
+    """Leave to the slow tests what the decoders of the papers are not likely to break alone."""
+    for item in items:
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        if params.get("decoder_options") in FAMILY.values() and item.originalname not in LAWS_OF_THE_FAMILY:
+            item.add_marker(pytest.mark.slow)
 
 
 torch.set_num_threads(1)  # here, for fixtures of modules too: sums over several threads round differently
@@ -97,7 +123,12 @@ def tiny_model(make_model) -> CnnRnnForConditionalGeneration:
     return make_model()
 
 
-@pytest.fixture(params=_decoders(), ids=lambda options: "-".join(str(option) for option in options.values()))
+@pytest.fixture(
+    params=[
+        *(pytest.param(options, id="-".join(map(str, options.values()))) for options in _decoders()),
+        *(pytest.param(options, id=name) for name, options in FAMILY.items()),
+    ]
+)
 def decoder_options(request) -> dict:
     """Each decoder in turn, as options of the configuration."""
     return request.param

@@ -1,15 +1,16 @@
 """Rank the first hundred results of an alignment a second time, by how probable a captioner finds each caption."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
-from transformers.modeling_outputs import BaseModelOutput
 
 from ..data.batching import CaptionDataset
 from ..metrics.retrieval import retrieval_metrics
+from ..models.encoder_cnnrnn import CnnRnnEncoderOutput
 from ..models.modeling_cnnrnn import CnnRnnForConditionalGeneration
 
 
@@ -42,29 +43,36 @@ def caption_log_probs(
     captioner.eval()
     start = torch.tensor([captioner.generation_config.decoder_start_token_id])
     ids = [torch.cat([start, torch.tensor(row)]) for row in dataset.processor.encode_captions(list(captions))]
-    regions = [_regions(captioner, dataset[row]) for row in progress(rows, desc="Encoding", unit="image", leave=False)]
-    prior = _log_probs(captioner, torch.stack(regions).mean(dim=0), ids)
+    images = [_encode(captioner, dataset[row]) for row in progress(rows, desc="Encoding", unit="image", leave=False)]
+    prior = _log_probs(captioner, _mean_image(images), ids)
     result = np.zeros(pairs.shape, np.float32)
-    for place, image in enumerate(progress(regions, desc="Reranking", unit="image", leave=False)):
+    for place, image in enumerate(progress(images, desc="Reranking", unit="image", leave=False)):
         chosen = np.flatnonzero(pairs[place])
         if len(chosen):
             result[place, chosen] = _log_probs(captioner, image, [ids[index] for index in chosen]) - prior[chosen]
     return result
 
 
-def _regions(captioner: CnnRnnForConditionalGeneration, example: dict) -> torch.Tensor:
+def _encode(captioner: CnnRnnForConditionalGeneration, example: dict) -> CnnRnnEncoderOutput:
     name = "image_features" if "image_features" in example else "pixel_values"
-    return captioner.get_encoder()(**{name: example[name][None].to(captioner.device)}).last_hidden_state
+    return captioner.get_encoder()(**{name: example[name][None].to(captioner.device)})
+
+
+def _mean_image(images: list[CnnRnnEncoderOutput]) -> CnnRnnEncoderOutput:
+    def mean(name: str) -> Any:
+        return torch.stack([image[name] for image in images]).mean(dim=0) if name in images[0] else None
+
+    return CnnRnnEncoderOutput(last_hidden_state=mean("last_hidden_state"), pooler_output=mean("pooler_output"))
 
 
 def _log_probs(
-    captioner: CnnRnnForConditionalGeneration, regions: torch.Tensor, ids: Sequence[torch.Tensor]
+    captioner: CnnRnnForConditionalGeneration, image: CnnRnnEncoderOutput, ids: Sequence[torch.Tensor]
 ) -> np.ndarray:
-    """Compute the log-probabilities of sentences, start token first, for the regions `(1, R, E)` of one image."""
+    """Compute the log-probabilities of sentences, start token first, for one image."""
     end = captioner.generation_config.eos_token_id
     padding = end[0] if isinstance(end, list) else end  # what follows the first end does not count
     sequences = pad_sequence(list(ids), batch_first=True, padding_value=padding).to(captioner.device)
-    scores = captioner.score_sentences(sequences, BaseModelOutput(last_hidden_state=regions))  # type: ignore[arg-type]
+    scores = captioner.score_sentences(sequences, image)
     assert scores.log_probs is not None
     return scores.log_probs.sum(dim=1).float().cpu().numpy()
 

@@ -5,7 +5,8 @@ The graphs of a captioner in ONNX: what it computes once for an image, and once 
     decoder.onnx: tokens (N,), h, c (L, N, D), regions, keys -> log_probs (N, V), attention (N, R), next_h, next_c
 
 N sentences about one image. An LSTM has the states h and c, other layers h alone. `position`, the number of words read, is an
-input of the decoder if the image enters at the first word only.
+input of the decoder if the image enters at the first word only; `image` (1, E), the image as a whole, if it has a projection
+of its own.
 """
 
 import contextlib
@@ -45,15 +46,18 @@ class EncoderGraph(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
         pixel_values = pixels.permute(0, 3, 1, 2).to(self.scale.dtype) * self.scale + self.offset
-        regions = self.encoder(pixel_values).last_hidden_state
-        cache = CnnRnnCache()
-        if self.decoder.config.image_injection == "first_token":  # it reads the image, and no word yet
-            nothing = regions.new_zeros(1, 0, regions.shape[-1])
-            self.decoder(inputs_embeds=nothing, encoder_hidden_states=regions, past_key_values=cache)
+        encoded = self.encoder(pixel_values)
+        regions, config = encoded.last_hidden_state, self.decoder.config
+        image, cache = self.decoder.image_of(regions, encoded.pooler_output, None), CnnRnnCache()
+        if config.image_injection == "first_token":  # it reads the image, and no word yet
+            nothing = regions.new_zeros(1, 0, config.embedding_size)
+            self.decoder(
+                inputs_embeds=nothing, encoder_hidden_states=regions, image_embeds=image, past_key_values=cache
+            )
         else:
-            cache.update(self.decoder._first_state(regions.mean(dim=1)), 0)
+            cache.update(self.decoder._first_state(image), 0)
         keys = (self.decoder.attention.key(regions),) if self.decoder.attention is not None else ()
-        return regions, *keys, *(cache.state or ())
+        return regions, *keys, *([image] if config.image_projection else []), *(cache.state or ())
 
 
 class DecoderGraph(nn.Module):
@@ -76,6 +80,7 @@ class DecoderGraph(nn.Module):
         outputs = self.decoder(
             given["tokens"][:, None],
             encoder_hidden_states=given["regions"],
+            image_embeds=given.get("image"),
             past_key_values=cache,
             use_cache=True,
             output_attentions=True,
@@ -90,9 +95,12 @@ def _state_names(model: CnnRnnForConditionalGeneration) -> tuple[str, ...]:
 
 
 def _decoder_inputs(model: CnnRnnForConditionalGeneration) -> tuple[str, ...]:
-    has_keys = model.model.decoder.attention is not None
-    has_position = model.config.image_injection == "bias_first_step"
-    return ("tokens", *_state_names(model), "regions", *["keys"] * has_keys, *["position"] * has_position)
+    optional = {
+        "keys": model.model.decoder.attention is not None,
+        "image": model.config.image_projection,
+        "position": model.config.image_injection == "bias_first_step",
+    }
+    return ("tokens", *_state_names(model), "regions", *(name for name, is_input in optional.items() if is_input))
 
 
 @torch.no_grad()
@@ -115,7 +123,7 @@ def export_graphs(
     encoder, decoder = EncoderGraph(model, scale, offset), DecoderGraph(model)
     states, has_keys = _state_names(model), "keys" in decoder.names
     pixels = torch.zeros(1, *image_size, 3, dtype=torch.uint8)
-    names = ["regions", *["keys"] * has_keys, *states]
+    names = ["regions", *(name for name in ("keys", "image") if name in decoder.names), *states]
     features = dict(zip(names, encoder(pixels), strict=True))
     _export(encoder, (pixels,), folder / "encoder.onnx", input_names=["pixels"], output_names=names)
 

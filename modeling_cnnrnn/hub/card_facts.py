@@ -27,6 +27,10 @@ PAPERS = {
     "additive": "xu2015show",
     "bias_first_step": "karpathy2015deep",
     "bias_every_step": "karpathy2015deep",
+    "att2in": "rennie2017self",
+    "adaptive": "lu2017knowing",
+    "adaptive_mlp": "lu2017knowing",
+    "up_down": "anderson2018bottom",
 }
 
 

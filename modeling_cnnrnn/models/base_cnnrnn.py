@@ -20,6 +20,7 @@ from transformers import initialization as init
 from .configuration_base_cnnrnn import MAX_PARAMETERS, CnnRnnPreTrainedConfig
 from .error_messages_cnnrnn import shown
 from .loading_cnnrnn import CnnRnnLoadingError, Part, explain_errors, file_fault, find_pretrained
+from .recurrence_cnnrnn import CnnRnnLSTMVariant
 
 
 MAX_TENSORS = 2**14  # of a model; a ResNet-152 has about a thousand
@@ -198,7 +199,7 @@ class CnnRnnPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
-        if isinstance(module, nn.RNNBase):  # the base method knows only nn.LSTM
+        if isinstance(module, (nn.RNNBase, CnnRnnLSTMVariant)):  # the base method knows only nn.LSTM
             for name, parameter in module.named_parameters():
                 if name.startswith("weight_ih"):
                     init.xavier_uniform_(parameter)
@@ -208,7 +209,8 @@ class CnnRnnPreTrainedModel(PreTrainedModel):
                         init.orthogonal_(gate)
                 else:
                     init.zeros_(parameter)
-            if isinstance(module, nn.LSTM) and not getattr(module.bias_ih_l0, "_is_hf_initialized", False):
+            is_lstm = isinstance(module, (nn.LSTM, CnnRnnLSTMVariant))
+            if is_lstm and not getattr(module.bias_ih_l0, "_is_hf_initialized", False):
                 # a forget gate that starts open lets the gradient reach the image through the whole sentence
                 init.ones_(module.bias_ih_l0[module.hidden_size : 2 * module.hidden_size])  # type: ignore[index]
 

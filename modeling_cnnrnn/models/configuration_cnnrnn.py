@@ -6,6 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from .architectures_cnnrnn import architecture_options
 from .configuration_base_cnnrnn import MAX_LAYERS, MAX_PARAMETERS, CnnRnnPreTrainedConfig
 
 
@@ -30,24 +31,51 @@ class CnnRnnConfig(CnnRnnPreTrainedConfig):
         vocab_size (`int`, *optional*, defaults to 10000):
             Number of words, special tokens included.
         rnn_type (`str`, *optional*, defaults to `"lstm"`):
-            Recurrent layer of the decoder: `"lstm"`, `"gru"`, `"rnn_tanh"` or `"rnn_relu"`.
+            Recurrent layer of the decoder: `"lstm"`, `"gru"`, `"rnn_tanh"`, `"rnn_relu"`, `"lstm_maxout"` (two candidates
+            for the memory, of which the larger counts, https://arxiv.org/abs/1612.00563) or `"lstm_linear_output"` (no
+            tanh after the memory, https://arxiv.org/abs/1411.4555, equation 8).
         hidden_size (`int`, *optional*, defaults to 512):
             Size of the recurrent state.
         embedding_size (`int`, *optional*, defaults to 512):
-            Size of the space that words and image regions are embedded in.
+            Size of the space that words are embedded in.
+        embedding_activation (`str`, *optional*, defaults to `"none"`):
+            `"relu"` to apply it to the embedded words.
+        feature_projection (`str`, *optional*, defaults to `"linear"`):
+            How the features of a region are embedded: `"linear"`, `"relu"` (after the same) or `"none"` (as they are).
+        region_size (`int`, *optional*, defaults to `embedding_size`, or to the channels of features as they are):
+            Size of the space of image regions.
+        image_projection (`bool`, *optional*, defaults to `False`):
+            Whether the image is a projection of its own of the mean of its features, and not the mean of its regions.
         num_hidden_layers (`int`, *optional*, defaults to 1):
             Number of recurrent layers.
         image_injection (`str`, *optional*, defaults to `"first_token"`):
-            How the image, as the mean of its regions, enters the decoder:
+            How the image, as the mean of its regions, enters the decoder, beside what attention sees:
             - `"first_token"`: it is read before the first word (NIC, https://arxiv.org/abs/1411.4555; NeuralTalk2);
             - `"initial_state"`: it sets the state that the first word is read in (Show, Attend and Tell,
               https://arxiv.org/abs/1502.03044, section 3.1.2);
             - `"bias_first_step"`: it is added to the input of the first step only (Deep Visual-Semantic Alignments,
               https://arxiv.org/abs/1412.2306, equation 13);
-            - `"bias_every_step"`: it is added to the input of every step (the default of NeuralTalk).
+            - `"bias_every_step"`: it is added to the input of every step (the RNN of NeuralTalk);
+            - `"none"`: attention alone sees it.
+        initial_state_activation (`str`, *optional*, defaults to `"tanh"`):
+            Of the state that `"initial_state"` sets: `"tanh"` or `"linear"`.
         attention_type (`str`, *optional*, defaults to `"none"`):
-            `"additive"` weighs the image regions again before each word (Show, Attend and Tell: soft attention with
-            its gate beta); with `"none"` the image enters only through `image_injection`.
+            How the image regions are weighed again for each word; with `"none"` the image enters only through
+            `image_injection`:
+            - `"additive"`: what is seen joins the input of the first layer (Show, Attend and Tell);
+            - `"att2in"`: it joins the memory of an LSTM, unseen by its gates (https://arxiv.org/abs/1612.00563, section
+              2.2);
+            - `"adaptive"`: it and a visual sentinel join the output (https://arxiv.org/abs/1612.01887);
+              `"adaptive_mlp"` with the further layers of its authors' code;
+            - `"up_down"`: an attention LSTM looks, and a language LSTM reads what it sees
+              (https://arxiv.org/abs/1707.07998), both without dropout between them.
+        attention_gate (`str`, *optional*, defaults to `"scalar"`):
+            The gate beta of `"additive"`: one number (`"scalar"`), one for each feature (`"vector"`) or `"none"`.
+        attention_activation (`str`, *optional*, defaults to `"tanh"`):
+            Where state and regions are compared: `"tanh"` or, not if `"adaptive"`, `"relu"`.
+        deep_output (`str`, *optional*, defaults to `"none"`):
+            Whether the next word is predicted from the last word, the state and what is seen together (Show, Attend and
+            Tell, equation 7): their sum in the space of the words as it is (`"linear"`), or its `"tanh"`.
         attention_size (`int`, *optional*, defaults to 512):
             Size of the space in which state and regions are compared.
         attention_regularization (`float`, *optional*, defaults to 0.0):
@@ -63,7 +91,8 @@ class CnnRnnConfig(CnnRnnPreTrainedConfig):
         initializer_range (`float`, *optional*, defaults to 0.05):
             Standard deviation of the initial word embeddings and linear layers.
         tie_word_embeddings (`bool`, *optional*, defaults to `False`):
-            Whether the words are read and written with the same matrix; needs `embedding_size == hidden_size`.
+            Whether the words are read and written with the same matrix; needs `embedding_size == hidden_size`, or a deep
+            output.
         use_cache (`bool`, *optional*, defaults to `True`):
             Whether the decoder returns its recurrent state, so that generation reads each word once.
         pad_token_id, bos_token_id, eos_token_id, unk_token_id (`int`, *optional*, default to 0, 1, 2, 3):
@@ -90,13 +119,23 @@ class CnnRnnConfig(CnnRnnPreTrainedConfig):
     encoder: dict | PreTrainedConfig | None = None
     vision_feature_layer: int = -1
     vocab_size: int = 10000
-    rnn_type: Literal["lstm", "gru", "rnn_tanh", "rnn_relu"] = "lstm"
+    rnn_type: Literal["lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_maxout", "lstm_linear_output"] = "lstm"
     hidden_size: int = 512
     embedding_size: int = 512
+    embedding_activation: Literal["none", "relu"] = "none"
+    feature_projection: Literal["linear", "relu", "none"] = "linear"
+    region_size: int | None = None
+    image_projection: bool = False
     num_hidden_layers: int = 1
-    image_injection: Literal["first_token", "initial_state", "bias_first_step", "bias_every_step"] = "first_token"
-    attention_type: Literal["none", "additive"] = "none"
+    image_injection: Literal["first_token", "initial_state", "bias_first_step", "bias_every_step", "none"] = (
+        "first_token"
+    )
+    initial_state_activation: Literal["tanh", "linear"] = "tanh"
+    attention_type: Literal["none", "additive", "att2in", "adaptive", "adaptive_mlp", "up_down"] = "none"
     attention_size: int = 512
+    attention_gate: Literal["scalar", "vector", "none"] = "scalar"
+    attention_activation: Literal["tanh", "relu"] = "tanh"
+    deep_output: Literal["none", "linear", "tanh"] = "none"
     attention_regularization: float | int = 0.0
     dropout: float | int = 0.5
     embedding_dropout: float | int = 0.0
@@ -117,9 +156,36 @@ class CnnRnnConfig(CnnRnnPreTrainedConfig):
         if self.decoder_start_token_id is None:
             self.decoder_start_token_id = self.bos_token_id
 
+    @classmethod
+    def from_architecture(cls, name: str, **kwargs):
+        """
+        Make the configuration of a published captioner.
+
+        Args:
+            name: of one of `ARCHITECTURES`, such as `"up_down"`.
+            kwargs: the other fields; a field given here wins over the architecture.
+
+        Raises:
+            ValueError: there is no architecture of that name.
+            StrictDataclassFieldValidationError, StrictDataclassClassValidationError: as the class.
+        """
+        return cls(**{**architecture_options(name), **kwargs})
+
+    @property
+    def has_image_input(self) -> bool:
+        """Whether the image stands beside the words in the input of the first layer."""
+        return self.image_injection in ("bias_first_step", "bias_every_step")
+
+    @property
+    def output_size(self) -> int:
+        """Size of the vectors that words are predicted from."""
+        return self.hidden_size if self.deep_output == "none" else self.embedding_size
+
     def validate_architecture(self):
         """Check conditions on several fields; run by `@strict` when the configuration is made."""
         self._check_positive("vocab_size", "hidden_size", "embedding_size", "num_hidden_layers", "attention_size")
+        if self.region_size is not None:
+            self._check_positive("region_size")
         self._check_size()
         self._check_shares("dropout", "embedding_dropout", "feature_dropout", "label_smoothing")
         if self.attention_regularization < 0:
@@ -129,19 +195,68 @@ class CnnRnnConfig(CnnRnnPreTrainedConfig):
                 f"`attention_regularization` is {self.attention_regularization} but `attention_type` is 'none': "
                 "there is no attention to regularize, pass `attention_type='additive'` or leave it at 0."
             )
-        if self.tie_word_embeddings and self.embedding_size != self.hidden_size:
+        self._check_decoder()
+        if self.tie_word_embeddings and self.embedding_size != self.output_size:
             raise ValueError(
                 f"`tie_word_embeddings` needs `embedding_size` ({self.embedding_size}) to equal `hidden_size` "
                 f"({self.hidden_size}): make them equal or leave the embeddings untied."
             )
         self._check_special_tokens()
 
+    def _check_decoder(self):
+        """Check that the parts of the decoder fit each other."""
+        kind, region_size = self.attention_type, self.region_size or self.embedding_size
+        is_lstm, is_adaptive = self.rnn_type.startswith("lstm"), kind.startswith("adaptive")
+        refusals = [
+            (
+                kind == "none" and self.image_injection == "none",
+                "`image_injection` and `attention_type` are both 'none': no image would be seen, pass one of them.",
+            ),
+            (
+                kind == "none" and self.image_projection,
+                "`image_projection` is `True` but `attention_type` is 'none': the image is all that is projected then.",
+            ),
+            (
+                self.image_injection == "first_token" and region_size != self.embedding_size,
+                f"`region_size` is {region_size}: for `image_injection='first_token'` it must equal `embedding_size` "
+                f"({self.embedding_size}).",
+            ),
+            (
+                (kind == "att2in" or is_adaptive) and not is_lstm,
+                f"`attention_type` is '{kind}' and `rnn_type` is '{self.rnn_type}': pass an LSTM, which has a memory.",
+            ),
+            (
+                is_adaptive and self.num_hidden_layers != 1,
+                f"`num_hidden_layers` is {self.num_hidden_layers}: `attention_type='{kind}'` needs 1.",
+            ),
+            (
+                kind == "up_down" and self.num_hidden_layers != 2,
+                f"`num_hidden_layers` is {self.num_hidden_layers}: `attention_type='up_down'` needs 2.",
+            ),
+            (
+                is_adaptive and self.attention_activation != "tanh",
+                f"`attention_activation` is '{self.attention_activation}': `attention_type='{kind}'` needs 'tanh'.",
+            ),
+            (
+                kind == "adaptive" and self.feature_projection != "none" and region_size != self.hidden_size,
+                f"`region_size` is {region_size}: for `attention_type='adaptive'` it must equal `hidden_size` "
+                f"({self.hidden_size}).",
+            ),
+            (
+                self.deep_output != "none" and (is_adaptive or kind == "up_down"),
+                f"`deep_output` is '{self.deep_output}': `attention_type='{kind}'` has an output of its own, pass 'none'.",
+            ),
+        ]
+        for is_refused, sentence in refusals:
+            if is_refused:
+                raise ValueError(sentence)
+
     def _check_size(self):
         """Refuse a model that would fill the memory, before any of it is allocated."""
         self._check_encoder_size()
         if self.num_hidden_layers > MAX_LAYERS:
             raise ValueError(f"`num_hidden_layers` is {self.num_hidden_layers}: pass a number up to {MAX_LAYERS}.")
-        size = max(self.hidden_size, self.embedding_size)
+        size = max(self.hidden_size, self.embedding_size, self.region_size or 0)
         parameters = size * (self.vocab_size + 8 * size * self.num_hidden_layers + self.attention_size)
         if parameters > MAX_PARAMETERS:
             raise ValueError(

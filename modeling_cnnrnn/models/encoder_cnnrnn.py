@@ -6,6 +6,7 @@ The image encoder: a CNN, and the projection of its regions into the space of th
 
 import copy
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -20,6 +21,35 @@ from .configuration_cnnrnn import CnnRnnConfig
 from .configuration_convnet_cnnrnn import ConvNetConfig
 from .modeling_convnet_cnnrnn import ConvNetModel
 from .receptive_field_cnnrnn import measure_cell_centers
+
+
+@dataclass
+class CnnRnnEncoderOutput(BaseModelOutput):
+    """
+    The regions of images as the decoder sees them.
+
+    Attributes:
+        last_hidden_state: `(batch_size, num_regions, region_size)`.
+        pooler_output: the image as a whole, `(batch_size, region_size)`, with `config.image_projection`.
+        image_features_mask: `(batch_size, num_regions)`, `False` where a region is padding; `None` if none is.
+    """
+
+    pooler_output: torch.Tensor | None = None
+    image_features_mask: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, encoder_outputs: BaseModelOutput | dict | tuple | list) -> "CnnRnnEncoderOutput":
+        """Copy the outputs of the encoder, as an object or as a tuple of what is not `None`."""
+        if isinstance(encoder_outputs, dict):
+            return cls(**encoder_outputs)
+        regions, *others = encoder_outputs
+        tensors = [other for other in others if isinstance(other, torch.Tensor)]
+        return cls(
+            last_hidden_state=regions,
+            hidden_states=next((other for other in others if isinstance(other, tuple)), None),
+            pooler_output=next((tensor for tensor in tensors if tensor.is_floating_point()), None),
+            image_features_mask=next((tensor for tensor in tensors if not tensor.is_floating_point()), None),
+        )
 
 
 class CnnRnnImageEncoder(CnnRnnPreTrainedModel):
@@ -151,9 +181,27 @@ class CnnRnnEncoder(CnnRnnImageEncoder):
 
     def __init__(self, config: CnnRnnConfig):
         super().__init__(config)
-        self.projection = nn.Linear(self._num_feature_channels(), config.embedding_size)
+        self.num_channels = self._num_feature_channels()
+        region_size = config.region_size or config.embedding_size
+        if config.feature_projection == "none":
+            if config.region_size is None:
+                config.region_size = region_size = self.num_channels
+                config.validate()
+            elif region_size != self.num_channels:
+                raise ValueError(
+                    f"`region_size` is {region_size} but the CNN has {self.num_channels} channels: leave it out, or pass "
+                    "`feature_projection='linear'`."
+                )
+        has_projection = config.feature_projection != "none"
+        self.projection = nn.Linear(self.num_channels, region_size) if has_projection else None
+        self.image_projection = nn.Linear(self.num_channels, region_size) if config.image_projection else None
         self.dropout = nn.Dropout(config.feature_dropout)
         self.post_init()
+
+    def _embed(self, features: torch.Tensor, projection: nn.Module | None) -> torch.Tensor:
+        if projection is not None:
+            features = projection(features)
+        return self.dropout(torch.relu(features) if self.config.feature_projection == "relu" else features)
 
     @can_return_tuple
     def forward(
@@ -161,21 +209,24 @@ class CnnRnnEncoder(CnnRnnImageEncoder):
         pixel_values: torch.Tensor | None = None,
         image_features: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
+        image_features_mask: torch.Tensor | None = None,
         **kwargs,
-    ) -> BaseModelOutput:
+    ) -> CnnRnnEncoderOutput:
         """
         Embed the regions of images.
 
         Args:
             pixel_values: `(batch_size, num_channels, height, width)`.
-            image_features: the first result of `get_image_features`, in place of `pixel_values`.
+            image_features: `(batch_size, num_regions, num_feature_channels)`, in place of `pixel_values`: the first result of
+                `get_image_features`, or of a detector of regions.
+            image_features_mask: `(batch_size, num_regions)`, 0 where a region is padding.
 
         Returns:
-            `last_hidden_state` `(batch_size, num_regions, embedding_size)`. A decoder without attention reads only the
+            `last_hidden_state` `(batch_size, num_regions, region_size)`. A decoder without attention reads only the
             mean of the regions: `num_regions` is then 1.
 
         Raises:
-            ValueError: neither or both are given, or as `get_image_features`.
+            ValueError: neither or both are given, an image has no region, or as `get_image_features`.
         """
         hidden_states = None
         if pixel_values is not None and image_features is None:
@@ -185,10 +236,54 @@ class CnnRnnEncoder(CnnRnnImageEncoder):
         elif image_features is None or pixel_values is not None:
             raise ValueError("Pass either `pixel_values` or `image_features` (or `encoder_outputs`), and not both.")
         image_features = image_features.to(self.dtype)
+        mask = self._check_image_features(image_features, image_features_mask)
+        if mask is not None:
+            image_features = image_features.masked_fill(~mask[..., None], 0)
+        pooler_output = None
+        if self.image_projection is not None:
+            pooler_output = self._embed(mean_region(image_features, mask), self.image_projection)
         if self.config.attention_type == "none":
-            image_features = image_features.mean(dim=1, keepdim=True)
-        regions = self.dropout(self.projection(image_features))
-        return BaseModelOutput(last_hidden_state=regions, hidden_states=hidden_states)
+            image_features, mask = mean_region(image_features, mask)[:, None], None
+        return CnnRnnEncoderOutput(
+            last_hidden_state=self._embed(image_features, self.projection),
+            hidden_states=hidden_states,
+            pooler_output=pooler_output,
+            image_features_mask=mask,
+        )
+
+    def _check_image_features(self, features: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor | None:
+        """Check shapes, and return the mask as booleans, or `None` if no region is masked."""
+        if features.ndim != 3 or features.shape[2] != self.num_channels or features.shape[0] == 0:
+            raise ValueError(
+                f"`image_features` has shape {tuple(features.shape)}: pass (batch_size, num_regions, {self.num_channels})."
+            )
+        if features.shape[1] == 0:
+            raise ValueError(f"`image_features` has shape {tuple(features.shape)}: an image needs at least one region.")
+        if mask is None:
+            return None
+        if mask.shape != features.shape[:2]:
+            raise ValueError(
+                f"`image_features_mask` has shape {tuple(mask.shape)} for `image_features` of shape "
+                f"{tuple(features.shape)}: pass {tuple(features.shape[:2])}."
+            )
+        mask = mask.to(device=features.device, dtype=torch.bool)
+        if not torch.compiler.is_compiling():
+            if mask.all():
+                return None
+            empty = (~mask.any(dim=1)).nonzero().flatten().tolist()
+            if empty:
+                raise ValueError(
+                    f"`image_features_mask` leaves image {empty[0]} of the batch without a region: leave the image out."
+                )
+        return mask
+
+
+def mean_region(regions: torch.Tensor, region_mask: torch.Tensor | None) -> torch.Tensor:
+    """Average the regions `(B, R, region_size)` of each image but those that are masked, `(B, region_size)`."""
+    if region_mask is None:
+        return regions.mean(dim=1)
+    weights = region_mask.to(regions.dtype)
+    return (weights[:, None] @ regions).squeeze(1) / weights.sum(dim=1, keepdim=True)
 
 
 def cnn_blocks(module: nn.Module) -> Iterator[nn.Module]:
@@ -249,4 +344,4 @@ class _CheckpointedBlocks:
         return lambda *args, **kwargs: self.checkpoint(run, *args, **kwargs)
 
 
-__all__ = ["CnnRnnEncoder", "CnnRnnImageEncoder", "cnn_blocks"]
+__all__ = ["CnnRnnEncoder", "CnnRnnEncoderOutput", "CnnRnnImageEncoder", "cnn_blocks", "mean_region"]

@@ -6,6 +6,7 @@ transformers' loops.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,6 +15,8 @@ from transformers.generation import logits_process
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria, StoppingCriteriaList
 from transformers.generation.utils import GenerateBeamEncoderDecoderOutput, GenerateEncoderDecoderOutput
 
+from .decoder_cnnrnn import Seen
+from .encoder_cnnrnn import CnnRnnEncoderOutput
 from .packed_decoder_cnnrnn import DecoderImages, LayerState, PackedDecoder, is_packable, packed_decoder
 from .recurrence_cnnrnn import CnnRnnCache
 
@@ -54,6 +57,7 @@ def can_decode_fast(
 ) -> bool:
     """Whether a call of `generate` asks for nothing but what the loops of this module do, of layers that they know."""
     known = {"encoder_outputs", "use_cache", "decoder_attention_mask", "output_attentions", "output_hidden_states"}
+    known |= {"image_features_mask"}  # which the encoder has read
     given = {name for name, value in model_kwargs.items() if value is not None and value is not False}
     if given - known or not model_kwargs.get("use_cache") or config.output_hidden_states or config.low_memory:
         return False
@@ -140,16 +144,29 @@ class Writer:
             for p in processors
         ]
         # the copies of an image start alike: its prompt is read once
-        regions = encoder_outputs[0][::num_copies].contiguous()
-        outputs = captioner.model.decoder(
+        decoder = captioner.model.decoder
+        encoded = CnnRnnEncoderOutput.of(encoder_outputs)
+        regions: Any
+        regions, image, mask = (
+            tensor[::num_copies].contiguous() if tensor is not None else None
+            for tensor in (encoded.last_hidden_state, encoded.pooler_output, encoded.image_features_mask)
+        )
+        outputs = decoder(
             input_ids[::num_copies],
             encoder_hidden_states=regions,
+            image_embeds=image,
+            encoder_attention_mask=mask,
             use_cache=True,
             output_attentions=self.record.attentions is not None,
             return_dict=True,
         )
         self.cache: CnnRnnCache = outputs.past_key_values
-        self.images: DecoderImages = self.packed.see(regions, self.cache.keys, len(input_ids))
+        reads_image = decoder.config.image_injection == "bias_every_step"
+        self.images: DecoderImages = self.packed.see(
+            Seen(regions, self.cache.keys, mask),
+            decoder.image_of(regions, image, mask) if reads_image else None,
+            len(input_ids),
+        )
         self.state: list[LayerState] = [
             tuple(s.repeat_interleave(num_copies, dim=0) for s in layer)
             for layer in zip(*self.cache.state, strict=True)

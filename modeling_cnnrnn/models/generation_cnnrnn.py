@@ -11,6 +11,7 @@ from transformers import GenerationMixin, StoppingCriteria, StoppingCriteriaList
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 
+from .encoder_cnnrnn import CnnRnnEncoderOutput
 from .fast_decoding_cnnrnn import Writer, beam_search, can_decode_fast, sample
 from .generation_checks_cnnrnn import check_cache_implementation, check_generation_options, check_prompt
 from .recurrence_cnnrnn import check_cache
@@ -127,10 +128,7 @@ class CnnRnnGenerationMixin(GenerationMixin):
         encoder_outputs, image_features = model_kwargs.get("encoder_outputs"), model_kwargs.get("image_features")
         if encoder_outputs is not None:
             # `generate` repeats them for its beams in place: a copy leaves those of the caller as they are
-            is_tuple = isinstance(encoder_outputs, (tuple, list))
-            model_kwargs["encoder_outputs"] = (
-                BaseModelOutput(*encoder_outputs) if is_tuple else BaseModelOutput(**encoder_outputs)
-            )
+            model_kwargs["encoder_outputs"] = CnnRnnEncoderOutput.of(encoder_outputs)
         elif inputs is None and model_kwargs.get("pixel_values") is None:
             if image_features is None:
                 raise ValueError("Pass `pixel_values`, `image_features` or `encoder_outputs`: it describes an image.")

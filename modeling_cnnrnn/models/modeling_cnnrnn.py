@@ -8,10 +8,12 @@ CNN+RNN image captioner: any CNN of transformers encodes the image, an LSTM, GRU
 B images, R = H' * W' regions, N = B * K sequences if each image has K captions, image by image.
 
 The decoders are those of Show and Tell (https://arxiv.org/abs/1411.4555), Show, Attend and Tell
-(https://arxiv.org/abs/1502.03044) and Deep Visual-Semantic Alignments (https://arxiv.org/abs/1412.2306).
+(https://arxiv.org/abs/1502.03044), Deep Visual-Semantic Alignments (https://arxiv.org/abs/1412.2306) and of the other papers of
+`ARCHITECTURES`.
 """
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -27,11 +29,25 @@ from transformers.utils import can_return_tuple
 from .base_cnnrnn import CnnRnnPreTrainedModel
 from .configuration_cnnrnn import DEFAULT_MAX_LENGTH, CnnRnnConfig
 from .decoder_cnnrnn import CnnRnnDecoder
-from .encoder_cnnrnn import CnnRnnEncoder
+from .encoder_cnnrnn import CnnRnnEncoder, CnnRnnEncoderOutput
 from .generation_cnnrnn import CnnRnnGenerationMixin
 from .loss_cnnrnn import IGNORE_INDEX, cross_entropy_
 from .recurrence_cnnrnn import CnnRnnCache
 from .training_steps_cnnrnn import is_plain
+
+
+@dataclass
+class CnnRnnModelOutput(Seq2SeqModelOutput):
+    """As of any encoder-decoder, and `sentinel_weights` `(N, T)` with adaptive attention, see [`CnnRnnDecoderOutput`]."""
+
+    sentinel_weights: torch.Tensor | None = None
+
+
+@dataclass
+class CnnRnnOutput(Seq2SeqLMOutput):
+    """As of any encoder-decoder, and `sentinel_weights` `(N, T)` with adaptive attention, see [`CnnRnnDecoderOutput`]."""
+
+    sentinel_weights: torch.Tensor | None = None
 
 
 class CnnRnnModel(CnnRnnPreTrainedModel):
@@ -65,8 +81,9 @@ class CnnRnnModel(CnnRnnPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         lengths: torch.Tensor | None = None,
+        image_features_mask: torch.Tensor | None = None,
         **kwargs,
-    ) -> Seq2SeqModelOutput:
+    ) -> CnnRnnModelOutput:
         """
         Encode images and read words.
 
@@ -75,18 +92,23 @@ class CnnRnnModel(CnnRnnPreTrainedModel):
             decoder_input_ids: `(batch_size, T)`, or `(batch_size, K, T)` for K captions of each image.
             decoder_attention_mask: as `decoder_input_ids`, 0 where a token is padding, which the state skips.
             encoder_outputs: result of `get_encoder()`, in place of `pixel_values`.
-            image_features: `(batch_size, num_regions, num_feature_channels)`, from `get_encoder().get_image_features`, in
-                place of `pixel_values`.
+            image_features: `(batch_size, num_regions, num_feature_channels)`, from `get_encoder().get_image_features` or a
+                detector of regions, in place of `pixel_values`.
             lengths: lengths of training captions, `(batch_size * K,)`. Outputs after the end of a caption may then be 0.
+            image_features_mask: `(batch_size, num_regions)`, 0 where a region of `image_features` is padding.
 
         Returns:
-            `last_hidden_state` `(batch_size * K, T, hidden_size)`, K captions of the first image first.
+            `last_hidden_state` `(batch_size * K, T, config.output_size)`, K captions of the first image first.
         """
         if encoder_outputs is None:
             encoder_outputs = self.encoder(
-                pixel_values, image_features, output_hidden_states=output_hidden_states, return_dict=True
+                pixel_values,
+                image_features,
+                output_hidden_states=output_hidden_states,
+                image_features_mask=image_features_mask,
+                return_dict=True,
             )
-        encoded = encoder_outputs if isinstance(encoder_outputs, BaseModelOutput) else BaseModelOutput(*encoder_outputs)
+        encoded = CnnRnnEncoderOutput.of(encoder_outputs)
         self._check_num_captions(encoded.last_hidden_state, decoder_input_ids, decoder_inputs_embeds)
         if decoder_input_ids is not None and decoder_input_ids.ndim == 3:
             decoder_input_ids = decoder_input_ids.flatten(0, 1)
@@ -102,15 +124,18 @@ class CnnRnnModel(CnnRnnPreTrainedModel):
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             lengths=lengths,
+            image_embeds=encoded.pooler_output,
+            encoder_attention_mask=encoded.image_features_mask,
             return_dict=True,
         )
-        return Seq2SeqModelOutput(
+        return CnnRnnModelOutput(
             last_hidden_state=decoder_outputs.last_hidden_state,
             past_key_values=decoder_outputs.past_key_values,
             decoder_hidden_states=decoder_outputs.hidden_states,
             cross_attentions=decoder_outputs.cross_attentions,
             encoder_last_hidden_state=encoded.last_hidden_state,
             encoder_hidden_states=encoded.hidden_states,
+            sentinel_weights=decoder_outputs.sentinel_weights,
         )
 
     def _check_num_captions(self, regions, decoder_input_ids, decoder_inputs_embeds):
@@ -143,7 +168,7 @@ class CnnRnnForConditionalGeneration(CnnRnnPreTrainedModel, CnnRnnGenerationMixi
     def __init__(self, config: CnnRnnConfig):
         super().__init__(config)
         self.model = CnnRnnModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
+        self.lm_head = nn.Linear(config.output_size, config.vocab_size)
         self.post_init()
         self.generation_config.max_length = DEFAULT_MAX_LENGTH
         never_written = (config.pad_token_id, config.bos_token_id, config.unk_token_id)
@@ -201,8 +226,9 @@ class CnnRnnForConditionalGeneration(CnnRnnPreTrainedModel, CnnRnnGenerationMixi
         num_items_in_batch: torch.Tensor | int | None = None,
         scheduled_sampling_probability: float = 0.0,
         caption_weights: torch.Tensor | None = None,
+        image_features_mask: torch.Tensor | None = None,
         **kwargs,
-    ) -> Seq2SeqLMOutput:
+    ) -> CnnRnnOutput:
         """
         Score the next words, and compute the loss of captions.
 
@@ -211,7 +237,7 @@ class CnnRnnForConditionalGeneration(CnnRnnPreTrainedModel, CnnRnnGenerationMixi
             decoder_input_ids: `(batch_size, T)` or `(batch_size, K, T)`; made from `labels` if not given.
             labels: token ids with one end token per caption, `(batch_size, T)`, or `(batch_size, K, T)` for K captions
                 of each image, which share one pass of the CNN. -100 and padding have no loss.
-            encoder_outputs, image_features: in place of `pixel_values`, see [`CnnRnnModel`].
+            encoder_outputs, image_features, image_features_mask: in place of `pixel_values`, see [`CnnRnnModel`].
             skip_logits: with `labels`, whether to leave out the logits, which saves a third of the time and most of the
                 memory of a training step. By default they are left out in training mode only.
             num_items_in_batch: number of real tokens by which the loss is divided, if a batch is spread over several
@@ -232,6 +258,7 @@ class CnnRnnForConditionalGeneration(CnnRnnPreTrainedModel, CnnRnnGenerationMixi
         """
         skip_logits = (self.training and labels is not None) if skip_logits is None else skip_logits
         regularized = self.training and self.config.attention_regularization > 0 and labels is not None
+        features = {"image_features": image_features, "image_features_mask": image_features_mask}
         lengths = loss = None
         if labels is not None:
             if self.training and skip_logits and not (output_attentions or output_hidden_states):
@@ -240,16 +267,16 @@ class CnnRnnForConditionalGeneration(CnnRnnPreTrainedModel, CnnRnnGenerationMixi
                 decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
             probability = scheduled_sampling_probability if self.training else 0.0
             if probability > 0 and decoder_input_ids is not None:
-                encoder_outputs = encoder_outputs or self.get_encoder()(pixel_values, image_features, return_dict=True)
-                decoder_input_ids = self._mix_in_own_words(decoder_input_ids, encoder_outputs[0], probability)
+                encoder_outputs = encoder_outputs or self.get_encoder()(pixel_values, **features)
+                decoder_input_ids = self._mix_in_own_words(decoder_input_ids, encoder_outputs, probability)
         outputs = self.model(
             pixel_values,
+            **features,
             decoder_input_ids=decoder_input_ids,
             decoder_attention_mask=decoder_attention_mask,
             encoder_outputs=encoder_outputs,
             past_key_values=past_key_values,
             decoder_inputs_embeds=decoder_inputs_embeds,
-            image_features=image_features,
             use_cache=use_cache if labels is None else False,
             output_attentions=output_attentions or regularized,
             output_hidden_states=output_hidden_states,
@@ -262,15 +289,11 @@ class CnnRnnForConditionalGeneration(CnnRnnPreTrainedModel, CnnRnnGenerationMixi
             loss = self._caption_loss(outputs[0], logits, labels, maps, num_items_in_batch, caption_weights)
         if logits is not None and decoder_input_ids is not None and decoder_input_ids.ndim == 3:
             logits = logits.unflatten(0, decoder_input_ids.shape[:2])
-        return Seq2SeqLMOutput(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            decoder_hidden_states=outputs.decoder_hidden_states,
-            cross_attentions=outputs.cross_attentions if output_attentions or not regularized else None,
-            encoder_last_hidden_state=outputs.encoder_last_hidden_state,
-            encoder_hidden_states=outputs.encoder_hidden_states,
-        )
+        left_out = {"last_hidden_state"}
+        if regularized and not output_attentions:  # the loss alone has asked for them
+            left_out |= {"cross_attentions", "sentinel_weights"}
+        others = {name: value for name, value in outputs.items() if name not in left_out}
+        return CnnRnnOutput(loss=loss, logits=logits, **others)
 
     def _is_token(self, labels: torch.Tensor) -> torch.Tensor:
         """Mark the labels that have a loss."""
@@ -283,16 +306,21 @@ class CnnRnnForConditionalGeneration(CnnRnnPreTrainedModel, CnnRnnGenerationMixi
 
     @torch.no_grad()
     def _mix_in_own_words(
-        self, decoder_input_ids: torch.Tensor, regions: torch.Tensor, probability: float
+        self, decoder_input_ids: torch.Tensor, encoder_outputs: BaseModelOutput | tuple, probability: float
     ) -> torch.Tensor:
         """Replace some words by samples of the model, each given the words before it (scheduled sampling)."""
         mixed = decoder_input_ids.flatten(0, -2).clone()
         is_replaced = torch.rand(mixed.shape, device=mixed.device) < probability
         is_replaced &= mixed != self.config.pad_token_id
-        cache = CnnRnnCache()
+        encoded, cache = CnnRnnEncoderOutput.of(encoder_outputs), CnnRnnCache()
         for step in range(1, mixed.shape[1]):
             decoder_outputs = self.model.decoder(
-                mixed[:, step - 1 : step], encoder_hidden_states=regions, past_key_values=cache, use_cache=True
+                mixed[:, step - 1 : step],
+                encoder_hidden_states=encoded.last_hidden_state,
+                image_embeds=encoded.pooler_output,
+                encoder_attention_mask=encoded.image_features_mask,
+                past_key_values=cache,
+                use_cache=True,
             )
             chosen = is_replaced[:, step]
             logits = self.lm_head(decoder_outputs.last_hidden_state[chosen, -1]).float()

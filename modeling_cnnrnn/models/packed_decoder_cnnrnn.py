@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules import module as torch_module
 
-from .attention_cnnrnn import CnnRnnAttention
-from .decoder_cnnrnn import CnnRnnDecoder
-from .recurrence_cnnrnn import CnnRnnGRU, CnnRnnLSTM, CnnRnnRNN
+from .attention_cnnrnn import ATTENTIONS, weigh_with_sentinel
+from .decoder_cnnrnn import CnnRnnDecoder, CnnRnnDeepOutput, Seen
+from .recurrence_cnnrnn import RECURRENT_CLASSES
 from .training_steps_cnnrnn import is_plain
 
 
@@ -58,13 +58,15 @@ class DecoderImages:
     What the decoder sees of B images at every step; each has N / B sequences in a row.
 
     Attributes:
-        regions: `(B, num_regions, embedding_size)`.
-        keys: twice the attention's keys, `(B, num_regions, attention_size)`; `None` without attention.
-        inputs: what an image adds to the input product of the first layer, `(N, num_gates * hidden_size)`.
+        regions: `(B, num_regions, region_size)`.
+        keys: the attention's keys, `(B, num_regions, attention_size)`, twice where tanh follows; `None` without attention.
+        mask: `(B, num_regions)`, `False` where a region is padding; `None` if none is.
+        inputs: what an image adds to the product of the words, `(N, units)`.
     """
 
     regions: torch.Tensor
     keys: torch.Tensor | None
+    mask: torch.Tensor | None
     inputs: torch.Tensor | None
 
 
@@ -72,55 +74,101 @@ class PackedDecoder:
     """
     The decoder and the vocabulary on top, as one step from a word to the logits of the next.
 
-    It computes what [`CnnRnnDecoder`] computes, in fewer products: the query and the gate of the attention read the state
-    that the recurrent weight of the last layer reads, and one product serves all three. The attention's tanh(x) is
-    2 sigmoid(2x) - 1, where the softmax over regions drops the constant: torch's sigmoid takes a fifth of its tanh.
+    It computes what [`CnnRnnDecoder`] computes, in fewer products: what reads the same state as a recurrent weight, such as
+    the query and the gate of the attention, is one product with it. The attention's tanh(x) is 2 sigmoid(2x) - 1, where
+    the softmax over regions drops the constant: torch's sigmoid takes a fifth of its tanh.
 
     Args:
         is_transposed: as in [`PackedLinear`].
     """
 
     def __init__(self, decoder: CnnRnnDecoder, lm_head: nn.Linear, is_transposed: bool):
-        self.decoder, self.layers = decoder, list[Any](decoder.layers)
+        self.decoder, self.layers, self.is_transposed = decoder, list[Any](decoder.layers), is_transposed
         self.table: torch.Tensor | None = None
         self.num_rows_read = 0
-        attention: Any = decoder.attention
-        first, last, size = self.layers[0], self.layers[-1], decoder.config.embedding_size
-        self.num_gate_units = len(last.weight_hh_l0)
-
-        def pack(weight, bias):
-            return PackedLinear(weight, bias, is_transposed)
-
-        self.vocabulary = pack(lm_head.weight, lm_head.bias)
-        self.words = pack(first.weight_ih_l0[:, :size].contiguous(), first.bias_ih_l0)
-        self.inputs = [pack(layer.weight_ih_l0, layer.bias_ih_l0) for layer in self.layers[1:]]
-        self.hidden = [pack(layer.weight_hh_l0, layer.bias_hh_l0) for layer in self.layers[:-1]]
-        hidden = [(last.weight_hh_l0, last.bias_hh_l0)]
+        attention = decoder.attention
+        self.place = attention.place if attention is not None else None
+        self.is_tanh = getattr(attention, "activation", "tanh") == "tanh"
+        self.factor = 2 if self.is_tanh else 1
+        self.num_gate_units = len(self.layers[-1].weight_hh_l0)
+        self.vocabulary = self._pack(lm_head)
+        words = self._input_weight(slice(0, decoder.config.embedding_size))
+        biases = [self.layers[0].bias_ih_l0, *([attention.sentinel_input.bias] if self.place == "output" else [])]
+        self.words = PackedLinear(words, torch.cat(biases), is_transposed)
+        # the product of the layer below; with attention between them, `_pack_attention` makes it
+        self.inputs = [PackedLinear(rnn.weight_ih_l0, rnn.bias_ih_l0, is_transposed) for rnn in self.layers[1:]]
+        self.hidden = [PackedLinear(rnn.weight_hh_l0, rnn.bias_hh_l0, is_transposed) for rnn in self.layers]
         if attention is not None:
-            hidden += [
-                (2 * attention.query.weight, 2 * attention.query.bias),
-                (attention.gate.weight, attention.gate.bias),
-            ]
-            self.context = pack(first.weight_ih_l0[:, -size:].contiguous(), None)
-            self.score = 2 * attention.score.weight.detach()
-        weights, biases = zip(*hidden, strict=True)
-        self.hidden.append(pack(torch.cat(weights), torch.cat(biases)))
+            self._pack_attention(attention)
+        self.deep_output: list[PackedLinear] = []
+        if decoder.deep_output is not None:
+            parts = (decoder.deep_output.hidden, decoder.deep_output.context)
+            self.deep_output = [self._pack(part) for part in parts if part is not None]
 
-    def see(self, regions: torch.Tensor, keys: torch.Tensor | None, num_sequences: int) -> DecoderImages:
+    def _pack(self, *layers: Any, factors: tuple[int, ...] = ()) -> PackedLinear:
+        """Pack linear layers that read the same as one, each times a factor."""
+        pairs = list(zip(layers, factors or (1,) * len(layers), strict=True))
+        biases = [
+            factor * (layer.bias if layer.bias is not None else layer.weight.new_zeros(len(layer.weight)))
+            for layer, factor in pairs
+        ]
+        weight = torch.cat([factor * layer.weight for layer, factor in pairs])
+        return PackedLinear(weight, torch.cat(biases), self.is_transposed)
+
+    def _input_weight(self, columns: slice) -> torch.Tensor:
+        """The weight of some of the inputs of the first layer, and of the sentinel that reads them too."""
+        weights = [self.layers[0].weight_ih_l0[:, columns]]
+        if self.place == "output":
+            weights.append(self.decoder.attention.sentinel_input.weight[:, columns])
+        return torch.cat(weights)
+
+    def _pack_attention(self, attention: Any):
+        first, last = self.layers[0], self.layers[-1]
+        recurrent = [(last.weight_hh_l0, last.bias_hh_l0)]  # what reads the state of the last layer
+        query = (self.factor * attention.query.weight, self.factor * attention.query.bias)
+        self.score = self.factor * attention.score.weight.detach()
+        if self.place in ("input", "cell"):
+            recurrent.append(query)
+            if attention.gate is not None:
+                recurrent.append((attention.gate.weight, attention.gate.bias))
+            if self.place == "cell":
+                self.context = self._pack(attention.context)
+            else:
+                weight = first.weight_ih_l0[:, -attention.key.in_features :].contiguous()
+                self.context = PackedLinear(weight, None, self.is_transposed)
+        elif self.place == "between":
+            size = last.hidden_size
+            recurrent.append((first.weight_ih_l0[:, -size:], first.weight_ih_l0.new_zeros(len(first.weight_ih_l0))))
+            weight = torch.cat([query[0], last.weight_ih_l0[:, :size]])
+            self.inputs = [PackedLinear(weight, torch.cat([query[1], last.bias_ih_l0]), self.is_transposed)]
+            self.context = PackedLinear(last.weight_ih_l0[:, size:].contiguous(), None, self.is_transposed)
+        else:
+            recurrent.append((attention.sentinel_hidden.weight, last.weight_hh_l0.new_zeros(last.hidden_size)))
+            self.query = self._pack(attention.query, factors=(2,))
+            self.sentinel_key = self._pack(attention.sentinel_key, factors=(2,))
+            self.adaptive_layers = [
+                self._pack(layer) if layer is not None else None
+                for layer in (attention.sentinel_layer, attention.hidden_layer, attention.output_layer)
+            ]
+        weights, biases = zip(*recurrent, strict=True)
+        self.hidden[-1] = PackedLinear(torch.cat(weights), torch.cat(biases), self.is_transposed)
+
+    def see(self, seen: Seen, image: torch.Tensor | None, num_sequences: int) -> DecoderImages:
         """
         Compute what does not change from word to word.
 
         Args:
-            regions: `(B, num_regions, embedding_size)`.
-            keys: the attention's keys of the regions, `(B, num_regions, attention_size)`.
+            seen: regions, keys and mask of B images.
+            image: the images as a whole, `(B, region_size)`, if every step reads them.
             num_sequences: N, a multiple of B.
         """
         inputs = None
-        if self.decoder.config.image_injection == "bias_every_step":
+        if image is not None:
             size = self.decoder.config.embedding_size
-            weight = self.layers[0].weight_ih_l0[:, size : 2 * size]
-            inputs = F.linear(regions.mean(dim=1), weight).repeat_interleave(num_sequences // len(regions), dim=0)
-        return DecoderImages(regions, 2 * keys if keys is not None else None, inputs)
+            weight = self._input_weight(slice(size, size + image.shape[1]))
+            inputs = F.linear(image, weight).repeat_interleave(num_sequences // len(image), dim=0)
+        keys = self.factor * seen.keys if seen.keys is not None else None
+        return DecoderImages(seen.regions, keys, seen.mask, inputs)
 
     def expect_rows(self, num_rows: int):
         """
@@ -130,9 +178,16 @@ class PackedDecoder:
         """
         self.num_rows_read += num_rows
         embeddings = self.decoder.embed_tokens.weight
-        is_small = len(embeddings) * self.num_gate_units * embeddings.element_size() <= MAX_TABLE_BYTES
+        num_units = len(self.words.bias)
+        is_small = len(embeddings) * num_units * embeddings.element_size() <= MAX_TABLE_BYTES
         if self.table is None and is_small and self.num_rows_read > len(embeddings) / 2:
-            self.table = self.words(embeddings.detach())
+            self.table = self.words(self._activate(embeddings.detach()))
+
+    def _activate(self, embeddings: torch.Tensor) -> torch.Tensor:
+        return embeddings.relu() if self.decoder.config.embedding_activation == "relu" else embeddings
+
+    def _embed(self, words: torch.Tensor) -> torch.Tensor:
+        return self._activate(F.embedding(words, self.decoder.embed_tokens.weight))
 
     def step(
         self, words: torch.Tensor, state: list[LayerState], images: DecoderImages
@@ -147,33 +202,77 @@ class PackedDecoder:
         Returns:
             The logits of the next words `(N, vocab_size)`, the new state, the attention weights `(N, num_regions)`.
         """
-        embeddings = self.decoder.embed_tokens.weight
-        inputs = self.table[words] if self.table is not None else self.words(F.embedding(words, embeddings))
+        inputs = self.table[words] if self.table is not None else self.words(self._embed(words))
         if images.inputs is not None:
             inputs = inputs + images.inputs
-        hidden, attentions = self.hidden[-1](state[-1][0]), None
-        if images.keys is not None:
-            context, attentions = self._attend(hidden[:, self.num_gate_units :], images.regions, images.keys)
-            inputs = inputs + self.context(context)
-            hidden = hidden[:, : self.num_gate_units]
+        hidden, context, weights = self.hidden[-1](state[-1][0]), None, None
+        hidden, more = hidden[:, : self.num_gate_units], hidden[:, self.num_gate_units :]
+        if self.place in ("input", "cell"):
+            context, weights = self._attend(more, images)
+            product = self.context(context)
+            if self.place == "cell":
+                size = self.layers[0].hidden_size
+                inputs[:, 2 * size : -size] += product
+            else:
+                inputs = inputs + product
+        elif self.place == "between":
+            inputs = inputs + more
+        elif self.place == "output":
+            inputs, sentinel_inputs = inputs[:, : self.num_gate_units], inputs[:, self.num_gate_units :]
         new_state: list[LayerState] = []
         for index, (layer, layer_state) in enumerate(zip(self.layers, state, strict=True)):
             if index > 0:
                 inputs = self.inputs[index - 1](new_state[-1][0])
+                if self.place == "between":
+                    num_units = inputs.shape[1] - self.num_gate_units
+                    context, weights = self._attend(inputs[:, :num_units], images)
+                    inputs = inputs[:, num_units:] + self.context(context)
             is_last = index == len(state) - 1
             product = hidden if is_last else self.hidden[index](layer_state[0])
             new_state.append(layer.cell(inputs, product, layer_state))
-        return self.vocabulary(new_state[-1][0]), new_state, attentions
+        output = new_state[-1][0]
+        if self.place == "output":
+            output, weights = self._look_and_remember(sentinel_inputs + more, new_state[-1], images)
+        if self.deep_output:
+            output = self._embed(words) + self.deep_output[0](output)
+            if context is not None:
+                output = output + self.deep_output[1](context)
+            output = output.tanh() if self.decoder.config.deep_output == "tanh" else output
+        return self.vocabulary(output), new_state, weights
 
-    def _attend(
-        self, products: torch.Tensor, regions: torch.Tensor, keys: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weigh the regions by twice the query `(N, attention_size)` and the gate `(N, 1)` beside it."""
-        query = products[:, :-1].unflatten(0, (len(regions), -1))  # (B, K, A)
-        scores = F.linear((query[:, :, None] + keys[:, None]).sigmoid_(), self.score).squeeze(-1)  # (B, K, R)
+    def _scores(self, query: torch.Tensor, images: DecoderImages) -> torch.Tensor:
+        """Score the regions by a query `(N, attention_size)`, twice where tanh follows: `(B, K, num_regions)`."""
+        assert images.keys is not None
+        compared = query.unflatten(0, (len(images.regions), -1))[:, :, None] + images.keys[:, None]
+        return F.linear(compared.sigmoid_() if self.is_tanh else compared.relu_(), self.score).squeeze(-1)
+
+    def _attend(self, products: torch.Tensor, images: DecoderImages) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weigh the regions by the query `(N, attention_size)` and the gate beside it."""
+        num_units = self.score.shape[1]
+        scores = self._scores(products[:, :num_units], images)
+        if images.mask is not None:
+            scores.masked_fill_(~images.mask[:, None], -torch.inf)
         weights = scores.softmax(dim=-1)
-        context = (weights @ regions).flatten(0, 1)
-        return torch.sigmoid(products[:, -1:]) * context, weights.flatten(0, 1)
+        context = (weights @ images.regions).flatten(0, 1)
+        if products.shape[1] > num_units:
+            context = torch.sigmoid(products[:, num_units:]) * context
+        return context, weights.flatten(0, 1)
+
+    def _look_and_remember(
+        self, gate: torch.Tensor, state: LayerState, images: DecoderImages
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Attend adaptively, with the product of the sentinel's gate `(N, hidden_size)`."""
+        hidden, memory = state
+        sentinel = torch.sigmoid(gate) * torch.tanh(memory)
+        sentinel_layer, hidden_layer, output_layer = self.adaptive_layers
+        if sentinel_layer is not None and hidden_layer is not None:
+            sentinel, hidden = sentinel_layer(sentinel).relu_(), hidden_layer(hidden).tanh_()
+        query = self.query(hidden)
+        sentinel_score = F.linear((query + self.sentinel_key(sentinel)).sigmoid_(), self.score)
+        scores = self._scores(query, images)
+        context, weights = weigh_with_sentinel(scores, sentinel_score, images.regions, sentinel, images.mask)
+        output = context + hidden
+        return output_layer(output).tanh_() if output_layer is not None else output, weights
 
 
 def is_packable(decoder: nn.Module, lm_head: nn.Module) -> bool:
@@ -184,10 +283,13 @@ def is_packable(decoder: nn.Module, lm_head: nn.Module) -> bool:
     if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or torch.is_grad_enabled() or is_watched:
         return False
     attention: Any = decoder.attention
-    if not is_plain(decoder, CnnRnnDecoder) or not (attention is None or is_plain(attention, CnnRnnAttention)):
+    if not is_plain(decoder, CnnRnnDecoder) or not (attention is None or is_plain(attention, *ATTENTIONS.values())):
+        return False
+    deep_output: Any = decoder.deep_output
+    if deep_output is not None and not is_plain(deep_output, CnnRnnDeepOutput):
         return False
     modules = [lm_head, *(module for module in decoder.modules() if not any(True for _ in module.children()))]
-    classes = (nn.Linear, nn.Embedding, nn.Dropout, CnnRnnLSTM, CnnRnnGRU, CnnRnnRNN)
+    classes = (nn.Linear, nn.Embedding, nn.Dropout, *RECURRENT_CLASSES)
     if decoder.training or any(module.training or not is_plain(module, *classes) for module in modules):
         return False
     weights = [weight for module in modules for weight in module.parameters(recurse=False)]

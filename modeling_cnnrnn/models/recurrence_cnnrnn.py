@@ -97,14 +97,18 @@ def needs_steps(inputs: torch.Tensor) -> bool:
     return inputs.device.type == "cpu" and torch.is_autocast_enabled("cpu")
 
 
-class _SteppingLayer(nn.RNNBase):
+class _SteppingLayer(nn.Module):
     """
     A recurrent layer of torch, with its weights, its call and its results, that is also fast at a single step.
 
     At 512 units, torch's LSTM reads one word in 3.8 ms, because its kernel packs the weights at each call, and this one
     in 0.8 ms.
+
+    Attributes:
+        has_kernel: whether torch has a fused kernel for whole sequences.
     """
 
+    has_kernel = True
     weight_ih_l0: torch.Tensor
     weight_hh_l0: torch.Tensor
     bias_ih_l0: torch.Tensor
@@ -126,13 +130,14 @@ class _SteppingLayer(nn.RNNBase):
         """
         raise NotImplementedError
 
-    def forward(self, input, hx=None):
+    def forward(self, input, hx=None, gate_inputs=None):
         """
         Read sequences, as torch's layer does.
 
         Args:
             input: `(N, T, input_size)`.
             hx: the state before, `h` or `(h, c)`, each `(1, N, hidden_size)`; by default zeros.
+            gate_inputs: what is added to `W_ih x + b_ih`, `(N, T, num_gates * hidden_size)`.
 
         Returns:
             The outputs `(N, T, hidden_size)` and the state after the last step, as `hx`.
@@ -141,12 +146,15 @@ class _SteppingLayer(nn.RNNBase):
             return super().forward(input)
         is_pair = isinstance(hx, tuple)
         state: tuple[torch.Tensor, ...] = hx if is_pair else (hx,)
-        if not needs_steps(input):
+        if self.has_kernel and gate_inputs is None and not needs_steps(input):
             state = tuple(s.to(input.dtype) for s in state)
             return super().forward(input, state if is_pair else state[0])
         outputs = []
         state = tuple(s.squeeze(0) for s in state)
-        for product in F.linear(input, self.weight_ih_l0, self.bias_ih_l0).unbind(1):
+        products = F.linear(input, self.weight_ih_l0, self.bias_ih_l0)
+        if gate_inputs is not None:
+            products = products + gate_inputs
+        for product in products.unbind(1):
             state = self.cell(product, F.linear(state[0], self.weight_hh_l0, self.bias_hh_l0), state)
             outputs.append(state[0])
         state = tuple(s[None] for s in state)
@@ -180,22 +188,83 @@ class CnnRnnRNN(_SteppingLayer, nn.RNN):  # type: ignore[misc]
         return (activation(inputs + hidden),)
 
 
-def make_recurrent_layer(rnn_type: str, input_size: int, hidden_size: int) -> CnnRnnLSTM | CnnRnnGRU | CnnRnnRNN:
+class CnnRnnLSTMVariant(_SteppingLayer):
+    """
+    An LSTM for which torch has no kernel, one layer, batch first; its weights are named as torch's.
+
+    The rows of its weights are those of the input gate, the forget gate, the candidates and the output gate.
+
+    Attributes:
+        num_gates: number of blocks of `hidden_size` rows.
+    """
+
+    has_kernel = False
+    num_gates = 4
+
+    def __init__(self, input_size: int, hidden_size: int):
+        super().__init__()
+        self.input_size, self.hidden_size = input_size, hidden_size
+        self.weight_ih_l0 = nn.Parameter(torch.empty(self.num_gates * hidden_size, input_size))
+        self.weight_hh_l0 = nn.Parameter(torch.empty(self.num_gates * hidden_size, hidden_size))
+        self.bias_ih_l0 = nn.Parameter(torch.empty(self.num_gates * hidden_size))
+        self.bias_hh_l0 = nn.Parameter(torch.empty(self.num_gates * hidden_size))
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -(hidden_size**-0.5), hidden_size**-0.5)
+
+    def forward(self, input, hx=None, gate_inputs=None):
+        if hx is None:
+            hx = (input.new_zeros(1, len(input), self.hidden_size),) * 2
+        return super().forward(input, hx, gate_inputs)
+
+
+class CnnRnnMaxoutLSTM(CnnRnnLSTMVariant):
+    """LSTM with the maximum of two candidates (FC and Att2in, https://arxiv.org/abs/1612.00563, section 2)."""
+
+    num_gates = 5
+
+    def cell(self, inputs, hidden, state):
+        in_gate, forget_gate, first, second, out_gate = (inputs + hidden).chunk(5, dim=-1)
+        cell = torch.sigmoid(forget_gate) * state[1] + torch.sigmoid(in_gate) * torch.maximum(first, second)
+        return torch.sigmoid(out_gate) * torch.tanh(cell), cell
+
+
+class CnnRnnLinearOutputLSTM(CnnRnnLSTMVariant):
+    """LSTM without the tanh of its output, m_t = o_t c_t (Show and Tell, https://arxiv.org/abs/1411.4555, equation 8)."""
+
+    def cell(self, inputs, hidden, state):
+        in_gate, forget_gate, cell, out_gate = (inputs + hidden).chunk(4, dim=-1)
+        cell = torch.sigmoid(forget_gate) * state[1] + torch.sigmoid(in_gate) * torch.tanh(cell)
+        return torch.sigmoid(out_gate) * cell, cell
+
+
+RECURRENT_CLASSES = (CnnRnnLSTM, CnnRnnGRU, CnnRnnRNN, CnnRnnMaxoutLSTM, CnnRnnLinearOutputLSTM)
+
+
+def make_recurrent_layer(rnn_type: str, input_size: int, hidden_size: int) -> nn.Module:
     """
     Make a recurrent layer.
 
     Args:
-        rnn_type: `"lstm"`, `"gru"`, `"rnn_tanh"` or `"rnn_relu"`, as in the configuration.
+        rnn_type: `"lstm"`, `"gru"`, `"rnn_tanh"`, `"rnn_relu"`, `"lstm_maxout"` or `"lstm_linear_output"`, as in the
+            configuration.
     """
     if rnn_type.startswith("rnn_"):
         return CnnRnnRNN(input_size, hidden_size, batch_first=True, nonlinearity=rnn_type.removeprefix("rnn_"))
+    if rnn_type.startswith("lstm_"):
+        return {"maxout": CnnRnnMaxoutLSTM, "linear_output": CnnRnnLinearOutputLSTM}[rnn_type.removeprefix("lstm_")](
+            input_size, hidden_size
+        )
     return {"lstm": CnnRnnLSTM, "gru": CnnRnnGRU}[rnn_type](input_size, hidden_size, batch_first=True)
 
 
 __all__ = [
+    "RECURRENT_CLASSES",
     "CnnRnnCache",
     "CnnRnnGRU",
     "CnnRnnLSTM",
+    "CnnRnnLSTMVariant",
+    "CnnRnnLinearOutputLSTM",
+    "CnnRnnMaxoutLSTM",
     "CnnRnnRNN",
     "check_cache",
     "make_recurrent_layer",

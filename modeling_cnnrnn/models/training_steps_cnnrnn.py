@@ -18,8 +18,15 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules import module as torch_module
 
-from .attention_cnnrnn import CnnRnnAttention, region_weights
-from .recurrence_cnnrnn import CnnRnnGRU, CnnRnnLSTM, CnnRnnRNN
+from .attention_cnnrnn import (
+    CnnRnnAdaptiveAttention,
+    CnnRnnAttention,
+    CnnRnnCellAttention,
+    CnnRnnTopDownAttention,
+    activate_,
+    region_weights,
+)
+from .recurrence_cnnrnn import RECURRENT_CLASSES
 
 
 def is_plain(module: nn.Module, *classes: type[nn.Module]) -> bool:
@@ -36,7 +43,7 @@ def can_gather(layers: nn.ModuleList, attention: nn.Module | None) -> bool:
         linear_layers = attention.children()
         if not is_plain(attention, *ATTENTION_STEPS) or not all(is_plain(layer, nn.Linear) for layer in linear_layers):
             return False
-    return all(is_plain(layer, CnnRnnLSTM, CnnRnnGRU, CnnRnnRNN) for layer in layers)
+    return all(is_plain(layer, *RECURRENT_CLASSES) for layer in layers)
 
 
 class StepLinear:
@@ -100,98 +107,202 @@ class _SumOverSteps(torch.autograd.Function):
         return None, None, gradients.t() @ inputs, gradients.sum(dim=0) if ctx.has_bias else None
 
 
-class _AdditiveAttentionSteps:
+def _step_linear(layer: nn.Linear | None) -> Any:
+    return StepLinear(layer.weight, layer.bias) if layer is not None else None
+
+
+class _AttentionSteps:
     """
-    Run [`CnnRnnAttention`] for those captions that have not ended.
+    Run a [`CnnRnnAttention`] for those captions that have not ended.
 
     Args:
-        regions, keys: as in the attention's forward pass.
+        seen: regions, keys and mask, as in the attention's forward pass.
         rows: the order in which the N captions end, the last one first, `(N,)`.
     """
 
-    def __init__(self, attention: CnnRnnAttention, regions: torch.Tensor, keys: torch.Tensor, rows: torch.Tensor):
-        self.query, self.gate = (StepLinear(layer.weight, layer.bias) for layer in (attention.query, attention.gate))
-        self.score = attention.score
-        self.regions, self.keys, self.rows = regions, keys, rows
-        self.images = rows.div(len(rows) // len(regions), rounding_mode="floor")
+    def __init__(self, attention: Any, seen: Any, rows: torch.Tensor):
+        self.query, self.gate = _step_linear(attention.query), _step_linear(getattr(attention, "gate", None))
+        self.score, self.activation = attention.score, getattr(attention, "activation", "tanh")
+        self.regions, self.keys, self.mask = seen
+        self.rows, self.images = rows, rows.div(len(rows) // len(seen.regions), rounding_mode="floor")
 
     def __call__(self, hidden_state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Attend with the states of the first captions in `rows`, `(count, hidden_size)`."""
-        count = len(hidden_state)
+        scores, mask = self._compare(self.query(hidden_state))
+        weights = self._softmax(scores, mask)
+        context = self._average(weights)
+        if self.gate is not None:
+            context = torch.sigmoid(self.gate(hidden_state)) * context
+        return context, weights
+
+    def _compare(self, query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Score the regions, `(count, R)`, and take the masks of their images."""
+        images = self.images[: len(query)]
         # the largest tensor of a step, (count, R, A), is made once and changed in place
-        compared = self.keys.index_select(0, self.images[:count]).add_(self.query(hidden_state)[:, None])
-        scores = self.score(compared.tanh_()).squeeze(-1)  # (count, R)
-        weights = region_weights(scores, self.regions.dtype)
-        # the regions of an image serve all its captions without being copied
-        all_weights = weights.new_zeros(len(self.rows), weights.shape[1])
-        all_weights = all_weights.index_copy(0, self.rows[:count], weights).unflatten(0, (len(self.regions), -1))
-        context = torch.bmm(all_weights, self.regions).flatten(0, 1)[self.rows[:count]]
-        return torch.sigmoid(self.gate(hidden_state)) * context, weights
+        compared = self.keys.index_select(0, images).add_(query[:, None])
+        scores = self.score(activate_(compared, self.activation)).squeeze(-1)
+        return scores, None if self.mask is None else self.mask.index_select(0, images)
+
+    def _softmax(self, scores: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        return region_weights(scores[:, None], self.regions.dtype, mask).squeeze(1)
+
+    def _average(self, weights: torch.Tensor) -> torch.Tensor:
+        """Average the regions; those of an image serve all its captions without being copied."""
+        rows = self.rows[: len(weights)]
+        all_weights = weights.new_zeros(len(self.rows), weights.shape[1]).index_copy(0, rows, weights)
+        return torch.bmm(all_weights.unflatten(0, (len(self.regions), -1)), self.regions).flatten(0, 1)[rows]
 
 
-ATTENTION_STEPS = {CnnRnnAttention: _AdditiveAttentionSteps}
+class _AdaptiveAttentionSteps(_AttentionSteps):
+    """Run [`CnnRnnAdaptiveAttention`] for those captions that have not ended."""
+
+    def __init__(self, attention: Any, seen: Any, rows: torch.Tensor):
+        super().__init__(attention, seen, rows)
+        self.sentinel_hidden, self.sentinel_key = map(_step_linear, (attention.sentinel_hidden, attention.sentinel_key))
+        layers = (attention.sentinel_layer, attention.hidden_layer, attention.output_layer)
+        self.sentinel_layer, self.hidden_layer, self.output_layer = map(_step_linear, layers)
+
+    def __call__(  # type: ignore[override]
+        self, inputs: torch.Tensor, previous: torch.Tensor, state: tuple[torch.Tensor, ...]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Look and remember, for the first captions in `rows`.
+
+        Args:
+            inputs: `sentinel_input(x)`, `(count, hidden_size)`.
+            previous, state: as in the attention's forward pass.
+        """
+        hidden, memory = state
+        sentinel = torch.sigmoid(inputs + self.sentinel_hidden(previous)) * torch.tanh(memory)
+        if self.sentinel_layer is not None:
+            sentinel, hidden = torch.relu(self.sentinel_layer(sentinel)), torch.tanh(self.hidden_layer(hidden))
+        query = self.query(hidden)
+        scores, mask = self._compare(query)
+        scores = torch.cat([scores, self.score(torch.tanh(query + self.sentinel_key(sentinel)))], dim=1)
+        all_weights = self._softmax(scores, F.pad(mask, (0, 1), value=True) if mask is not None else None)
+        weights, sentinel_weight = all_weights.split([scores.shape[1] - 1, 1], dim=1)
+        output = self._average(weights) + sentinel_weight * sentinel + hidden
+        return torch.tanh(self.output_layer(output)) if self.output_layer is not None else output, weights
+
+
+ATTENTION_STEPS: dict[type[nn.Module], type[_AttentionSteps]] = {
+    CnnRnnAttention: _AttentionSteps,
+    CnnRnnCellAttention: _AttentionSteps,
+    CnnRnnTopDownAttention: _AttentionSteps,
+    CnnRnnAdaptiveAttention: _AdaptiveAttentionSteps,
+}
+
+
+class _Steps:
+    """
+    The decoder's layers and its attention, as one step from a word to the states after it.
+
+    Args:
+        decoder: the [`CnnRnnDecoder`] whose layers are run.
+        seen: what attention sees.
+        rows: the order in which the N captions end, the last one first, `(N,)`.
+        num_inputs: size of what the steps read, but for what attention adds.
+    """
+
+    def __init__(self, decoder: Any, seen: Any, rows: torch.Tensor, num_inputs: int):
+        self.layers, self.dropout, self.attention = decoder.layers, decoder.dropout, decoder.attention
+        self.place = self.attention.place if self.attention is not None else None
+        first = self.layers[0]
+        # of the rest of the first layer's input: the context, or the state of the last layer
+        self.word_weight, rest_weight = first.weight_ih_l0.tensor_split([num_inputs], dim=1)
+        self.first_product: Any = StepLinear(rest_weight) if self.place in ("input", "between") else None
+        if self.place == "cell":
+            self.first_product = _step_linear(self.attention.context)
+        self.input_products = [StepLinear(rnn.weight_ih_l0, rnn.bias_ih_l0) for rnn in self.layers[1:]]
+        self.hidden_products = [StepLinear(rnn.weight_hh_l0, rnn.bias_hh_l0) for rnn in self.layers]
+        self.attend: Any = None
+        if self.attention is not None:
+            self.attend = ATTENTION_STEPS[type(self.attention)](self.attention, seen, rows)
+
+    def read_words(self, inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Multiply what all steps read, `(num_words, num_inputs)`, at once."""
+        products = F.linear(inputs, self.word_weight, self.layers[0].bias_ih_l0)
+        return (products, self.attention.sentinel_input(inputs)) if self.place == "output" else (products,)
+
+    def __call__(
+        self, words: tuple[torch.Tensor, ...], states: list[tuple[torch.Tensor, ...]]
+    ) -> tuple[list[tuple[torch.Tensor, ...]], torch.Tensor | None, torch.Tensor | None]:
+        """Read a word of each caption. Returns the states after it, what attention has made, and its weights."""
+        output, context, weights, new_states = words[0], None, None, []
+        if self.place in ("input", "cell"):
+            context, weights = self.attend(states[-1][0])
+            product = self.first_product(context)
+            if self.place == "cell":
+                size = self.layers[0].hidden_size
+                product = F.pad(product, (2 * size, size))
+            output = output + product
+        elif self.place == "between":
+            output = output + self.first_product(states[-1][0])
+        for index, (rnn, state) in enumerate(zip(self.layers, states, strict=True)):
+            if index > 0 and self.place == "between":
+                context, weights = self.attend(output)
+                output = self.input_products[0](torch.cat([output, context], dim=-1))
+            elif index > 0:
+                output = self.input_products[index - 1](self.dropout(output))
+            new_states.append(rnn.cell(output, self.hidden_products[index](state[0]), state))
+            output = new_states[-1][0]
+        if self.place == "output":
+            context, weights = self.attend(words[1], states[-1][0], new_states[-1])
+        return new_states, context, weights
 
 
 def run_training_steps(
     decoder: Any,
     inputs: torch.Tensor,
     state: tuple[torch.Tensor, ...],
-    regions: torch.Tensor,
-    keys: torch.Tensor | None,
+    seen: Any,
     lengths: torch.Tensor,
-) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+) -> tuple[list[torch.Tensor], torch.Tensor | None, torch.Tensor | None]:
     """
     Read captions word by word, each for as many steps as it is long.
 
     Args:
         decoder: the [`CnnRnnDecoder`] whose layers are run.
-        inputs: what the steps read, but for the context of attention, `(N, T, input_size)`.
+        inputs: what the steps read, but for what attention adds, `(N, T, num_inputs)`.
         state: the state before the first step, `(h,)` or `(h, c)`, each `(num_layers, N, hidden_size)`.
-        regions: `(B, num_regions, embedding_size)`, N = B * K.
-        keys: of the regions, `(B, num_regions, attention_size)`.
+        seen: regions, keys and mask of the images, as in the decoder.
         lengths: of the captions, `(N,)`.
 
     Returns:
-        The outputs of each layer `(N, T, hidden_size)` and the attention weights `(N, T, num_regions)`, 0 after a caption.
+        The outputs of each layer `(N, T, hidden_size)`, what attention has made `(N, T, size)` and its weights
+        `(N, T, num_regions)`, 0 after a caption.
     """
     num_sequences, num_steps = inputs.shape[:2]
     rows = lengths.argsort(descending=True, stable=True)  # the longest first: those at work are always the first ones
     at_work = lengths[rows] > torch.arange(num_steps, device=lengths.device)[:, None]  # (T, N)
     counts = [count for count in at_work.sum(dim=1).tolist() if count > 0]
-
-    first, attend = decoder.layers[0], None
-    word_weight, context_weight = first.weight_ih_l0.tensor_split([inputs.shape[-1]], dim=1)
-    words = F.linear(inputs.transpose(0, 1)[:, rows][at_work], word_weight, first.bias_ih_l0)  # of all steps at once
-    if keys is not None:
-        attend = ATTENTION_STEPS[type(decoder.attention)](decoder.attention, regions, keys, rows)
-        context_product = StepLinear(context_weight)
-    input_products = [StepLinear(rnn.weight_ih_l0, rnn.bias_ih_l0) for rnn in decoder.layers[1:]]
-    hidden_products = [StepLinear(rnn.weight_hh_l0, rnn.bias_hh_l0) for rnn in decoder.layers]
-
+    run_step = _Steps(decoder, seen, rows, inputs.shape[-1])
+    words = run_step.read_words(inputs.transpose(0, 1)[:, rows][at_work])
     layer_states = [tuple(s[index, rows] for s in state) for index in range(len(decoder.layers))]
     outputs: list[list[torch.Tensor]] = [[] for _ in decoder.layers]
-    attentions = []
-    for count, output in zip(counts, words.split(counts), strict=True):
+    contexts: list[Any] = []
+    attentions: list[torch.Tensor] = []
+    for count, *step_words in zip(counts, *(products.split(counts) for products in words), strict=True):
         if count < len(layer_states[0][0]):
             layer_states = [tuple(s[:count] for s in layer_state) for layer_state in layer_states]
-        if attend is not None:
-            context, weights = attend(layer_states[-1][0])
-            output = output + context_product(context)
+        layer_states, context, weights = run_step(tuple(step_words), layer_states)
+        for layer, layer_state in zip(outputs, layer_states, strict=True):
+            layer.append(layer_state[0])
+        if weights is not None:
+            contexts.append(context)
             attentions.append(weights)
-        for index, rnn in enumerate(decoder.layers):
-            if index > 0:
-                output = input_products[index - 1](decoder.dropout(output))
-            previous = layer_states[index]
-            layer_states[index] = rnn.cell(output, hidden_products[index](previous[0]), previous)
-            output = layer_states[index][0]
-            outputs[index].append(output)
 
     def join(steps: list[torch.Tensor]) -> torch.Tensor:
         joined = steps[0].new_zeros(num_steps, num_sequences, steps[0].shape[-1])
         joined[at_work] = torch.cat(steps)
         return joined.transpose(0, 1)[rows.argsort()]
 
-    return [join(steps) for steps in outputs], join(attentions) if attentions else None
+    needs_context = run_step.place == "output" or decoder.deep_output is not None
+    return (
+        [join(steps) for steps in outputs],
+        join(contexts) if contexts and needs_context else None,
+        join(attentions) if attentions else None,
+    )
 
 
 __all__ = ["StepLinear", "can_gather", "is_plain", "run_training_steps"]

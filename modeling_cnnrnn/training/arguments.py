@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ..data.arguments import DatasetArguments
+from ..models.architectures_cnnrnn import architecture_options
 
 
 @dataclass
@@ -102,16 +103,35 @@ class EncoderArguments:
 class CaptionModelArguments(EncoderArguments):
     """Choose a captioner to train further, or the layers of a new one, and how it generates captions."""
 
-    rnn_type: str = field(default="lstm", metadata={"help": "Recurrent layer: lstm, gru, rnn_tanh or rnn_relu."})
+    architecture: str | None = field(
+        default=None,
+        metadata={
+            "help": "Published captioner, such as nic, show_attend_tell, adaptive or up_down, whose options take the place of "
+            "the defaults."
+        },
+    )
+    rnn_type: str = field(
+        default="lstm",
+        metadata={"help": "Recurrent layer: lstm, gru, rnn_tanh, rnn_relu, lstm_maxout or lstm_linear_output."},
+    )
     hidden_size: int = field(default=512, metadata={"help": "Size of the recurrent state."})
     embedding_size: int = field(default=512, metadata={"help": "Size of the word embeddings and projected regions."})
     num_hidden_layers: int = field(default=1, metadata={"help": "Number of recurrent layers."})
     image_injection: str = field(
         default="initial_state",
-        metadata={"help": "How the image enters: first_token, initial_state, bias_first_step or bias_every_step."},
+        metadata={
+            "help": "How the image enters: first_token, initial_state, bias_first_step, bias_every_step or none."
+        },
     )
-    attention_type: str = field(default="additive", metadata={"help": "Attention over image regions, or none."})
+    attention_type: str = field(
+        default="additive",
+        metadata={"help": "Attention over image regions: additive, att2in, adaptive, adaptive_mlp, up_down or none."},
+    )
     attention_size: int = field(default=256, metadata={"help": "Size of the hidden layer of additive attention."})
+    deep_output: str = field(
+        default="none",
+        metadata={"help": "Output layer that reads the last word, the state and what is seen: none, linear or tanh."},
+    )
     attention_regularization: float = field(
         default=0.0, metadata={"help": "Weight of the doubly stochastic attention loss of Show, Attend and Tell."}
     )
@@ -137,8 +157,19 @@ class CaptionModelArguments(EncoderArguments):
         return self.is_pretrained or stage_args.unfreezes_encoder
 
     def layer_options(self) -> dict[str, Any]:
-        options = super().layer_options()
-        return {name: value for name, value in options.items() if name not in ("max_length", "num_beams")}
+        """
+        Return the fields of the model's configuration among these options.
+
+        Raises:
+            ValueError: there is no such architecture.
+        """
+        others = ("architecture", "max_length", "num_beams")
+        options = {name: value for name, value in super().layer_options().items() if name not in others}
+        if self.architecture is None:
+            return options
+        defaults = {option.name: option.default for option in fields(self)}
+        chosen = {name: value for name, value in options.items() if value != defaults[name]}
+        return {**options, **architecture_options(self.architecture), **chosen}
 
 
 @dataclass
@@ -335,7 +366,9 @@ def check_shared_options(
     if model_args.encoder_config and model_args.encoder_name_or_path:
         raise ValueError("`encoder_config` has no effect with `encoder_name_or_path`: leave one of the two out.")
     if model_args.model_name_or_path:
-        architecture = ["encoder_name_or_path", "encoder_config", *model_args.layer_options()]
+        architecture = ["encoder_name_or_path", "encoder_config"]
+        architecture += ["architecture"] if hasattr(model_args, "architecture") else []
+        architecture += model_args.layer_options()
         remedy = "a model that is trained further keeps its architecture, vocabulary and image size"
         _refuse(model_args, architecture, "with `model_name_or_path`", remedy)
         _refuse(data_args, ["image_size", "min_frequency"], "with `model_name_or_path`", remedy)

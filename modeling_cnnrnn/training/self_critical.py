@@ -9,7 +9,7 @@ of the image (https://arxiv.org/abs/2003.09971), which needs no further sentence
 import zlib
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from itertools import chain, islice
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -211,21 +211,32 @@ class SelfCritical:
         # Training uses the log-probability over the whole vocabulary: nothing in the model's generation config (suppressed
         # words, penalties, top-k) may change what is sampled. Only padding is sampled and not trained on; a trained model
         # never generates it. Unlike in `generate`, samples that have ended cost nothing more.
-        regions = model.get_encoder()(**inputs, return_dict=True).last_hidden_state
-        regions = regions.repeat_interleave(self.num_samples, dim=0)
+        encoded = model.get_encoder()(**inputs, return_dict=True)
+        regions: Any
+        regions, image, mask = (
+            tensor.repeat_interleave(self.num_samples, dim=0) if tensor is not None else None
+            for tensor in (encoded.last_hidden_state, encoded.pooler_output, encoded.image_features_mask)
+        )
         max_length = self.max_length if self.max_length is not None else model.generation_config.max_length
         words = torch.full((len(regions), 1), model.config.decoder_start_token_id, device=regions.device)  # type: ignore[arg-type]
         sequences = words.new_full((len(regions), max_length - 1), model.config.pad_token_id)  # type: ignore[arg-type]
         rows = torch.arange(len(regions), device=regions.device)  # samples that have not ended
         cache = CnnRnnCache()
         for step in range(max_length - 1):
-            hidden_states = model.model.decoder(words, encoder_hidden_states=regions, past_key_values=cache)[0]
+            hidden_states = model.model.decoder(
+                words,
+                encoder_hidden_states=regions,
+                image_embeds=image,
+                encoder_attention_mask=mask,
+                past_key_values=cache,
+            )[0]
             words = model.lm_head(hidden_states[:, -1]).float().softmax(dim=-1).multinomial(1)
             sequences[rows, step] = words.squeeze(1)
             goes_on = (words.squeeze(1) != self.tokenizer.eos_token_id).nonzero().squeeze(1)
             if not len(goes_on):
                 return sequences[:, : step + 1]
             rows, words, regions = rows[goes_on], words[goes_on], regions[goes_on]
+            image, mask = (tensor[goes_on] if tensor is not None else None for tensor in (image, mask))
             cache.batch_select_indices(goes_on)
         return sequences
 

@@ -17,7 +17,7 @@ def save_captioner(folder: Path, **options) -> Path:
     tokenizer = build_tokenizer(captions, min_frequency=1)
     encoder = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
     sizes = {"hidden_size": 14, "embedding_size": 12, "attention_size": 10, "dropout": 0.0, "initializer_range": 2.0}
-    config = CnnRnnConfig.from_tokenizer(tokenizer, encoder=encoder.to_dict(), **sizes, **options)
+    config = CnnRnnConfig.from_tokenizer(tokenizer, encoder=encoder.to_dict(), **(sizes | options))
     model = CnnRnnForConditionalGeneration(config).eval()
     model.lm_head.bias.data[config.eos_token_id] = 1.0
     model.generation_config.update(max_length=12)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from export.conftest import save_captioner
 from PIL import Image
-from support.tiny_models import ATTENTION_TYPES, IMAGE_INJECTIONS, RNN_TYPES
+from support.tiny_models import ATTENTION_TYPES, FAMILY, IMAGE_INJECTIONS, RNN_TYPES
 from transformers import AutoModelForImageTextToText, GenerationConfig
 
 from modeling_cnnrnn import CnnRnnForConditionalGeneration, CnnRnnProcessor, pipeline
@@ -67,6 +67,13 @@ def test_tokens_are_those_of_generate(captioner_folder, exported_folder):
 def test_tokens_of_every_decoder_are_those_of_generate(tmp_path, rnn_type, attention_type, image_injection):
     options = {"rnn_type": rnn_type, "attention_type": attention_type, "image_injection": image_injection}
     folder = save_captioner(tmp_path / "captioner", **options)
+    check_tokens(folder, export_captioner(str(folder), tmp_path / "exported"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILY)
+def test_tokens_of_every_published_decoder_are_those_of_generate(tmp_path, name):
+    folder = save_captioner(tmp_path / "captioner", **FAMILY[name])
     check_tokens(folder, export_captioner(str(folder), tmp_path / "exported"))
 
 

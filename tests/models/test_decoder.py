@@ -14,9 +14,10 @@ from modeling_cnnrnn.models.attention_cnnrnn import ATTENTIONS, CnnRnnAttention
 
 def attend_by_hand(attention: CnnRnnAttention, hidden: torch.Tensor, regions: torch.Tensor):
     """Show, Attend and Tell, region by region: e_i = w tanh(W_h h + W_a a_i), alpha = softmax e, z = beta sum alpha a."""
-    energies = torch.stack([attention.score(torch.tanh(attention.query(hidden) + attention.key(a))) for a in regions])
+    activate = {"tanh": torch.tanh, "relu": torch.relu}[attention.activation]
+    energies = torch.stack([attention.score(activate(attention.query(hidden) + attention.key(a))) for a in regions])
     weights = energies.exp() / energies.exp().sum()
-    beta = 1 / (1 + torch.exp(-attention.gate(hidden)))
+    beta = 1 / (1 + torch.exp(-attention.gate(hidden))) if attention.gate is not None else 1
     return beta * sum(weight * region for weight, region in zip(weights, regions, strict=True)), weights.squeeze(-1)
 
 
@@ -33,71 +34,127 @@ def test_every_choice_of_the_configuration_is_an_attention():
     assert get_args(CnnRnnConfig.__annotations__["attention_type"]) == ("none", *ATTENTIONS)
 
 
+def maxout_by_hand(gates: torch.Tensor, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Self-critical Sequence Training: c = f c + i max(g_1, g_2), h = o tanh c."""
+    i, f, g, g2, o = gates.unflatten(-1, (5, -1)).unbind(-2)
+    memory = memory / (1 + torch.exp(-f)) + torch.where(g > g2, g, g2) / (1 + torch.exp(-i))
+    return memory.tanh() / (1 + torch.exp(-o)), memory
+
+
+def linear_output_by_hand(gates: torch.Tensor, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Show and Tell, equations 4 to 8: c = f c + i tanh g, m = o c."""
+    i, f, g, o = gates.unflatten(-1, (4, -1)).unbind(-2)
+    memory = memory / (1 + torch.exp(-f)) + g.tanh() / (1 + torch.exp(-i))
+    return memory / (1 + torch.exp(-o)), memory
+
+
 CELLS = {
     "lstm": torch.lstm_cell,
     "gru": torch.gru_cell,
     "rnn_tanh": torch.rnn_tanh_cell,
     "rnn_relu": torch.rnn_relu_cell,
 }
+CELLS_BY_HAND = {"lstm_maxout": maxout_by_hand, "lstm_linear_output": linear_output_by_hand}
 
 
-def decode_by_hand(model: CnnRnnForConditionalGeneration, regions: torch.Tensor, words: list[int]):
-    """The decoder as its papers write it: one image, one sentence, one step at a time. Returns logits and attentions."""
-    config, decoder = model.config, model.model.decoder
-    size, image = config.embedding_size, regions.mean(dim=0)
-    states = torch.zeros(2, config.num_hidden_layers, config.hidden_size, dtype=regions.dtype)
-    if config.image_injection == "initial_state":
-        initial = torch.tanh(decoder.initial_state.weight @ image + decoder.initial_state.bias)
-        count = initial.numel() // (config.num_hidden_layers * config.hidden_size)
-        states[:count] = initial.view(count, config.num_hidden_layers, config.hidden_size)
+class DecoderByHand:
+    """The decoder as its papers write it: one image, one sentence, one step at a time."""
 
-    def cell(layer: int, preactivation: torch.Tensor) -> torch.Tensor:
-        rnn = decoder.layers[layer]
-        hidden, memory = (s[layer][None] for s in states.clone())
-        identity = torch.eye(len(preactivation), dtype=regions.dtype)
-        new = CELLS[config.rnn_type](
-            preactivation[None],
-            (hidden, memory) if config.rnn_type == "lstm" else hidden,
-            identity,  # the product with the input is in `preactivation` already
-            rnn.weight_hh_l0,
-            torch.zeros_like(preactivation),
-            rnn.bias_hh_l0,
-        )
-        new = new if isinstance(new, tuple) else (new,)
+    def __init__(self, model: CnnRnnForConditionalGeneration, regions: torch.Tensor, image: torch.Tensor):
+        self.model, self.config, self.decoder = model, model.config, model.model.decoder
+        self.regions, self.image = regions, image
+        shape = (2, self.config.num_hidden_layers, self.config.hidden_size)
+        self.states = torch.zeros(shape, dtype=regions.dtype)
+        if self.config.image_injection == "initial_state":
+            initial = self.decoder.initial_state.weight @ image + self.decoder.initial_state.bias
+            initial = initial if self.config.initial_state_activation == "linear" else initial.tanh()
+            count = initial.numel() // (shape[1] * shape[2])
+            self.states[:count] = initial.view(count, *shape[1:])
+
+    def cell(self, layer: int, inputs: torch.Tensor, more: torch.Tensor | float = 0.0) -> torch.Tensor:
+        """Read a vector with a layer; `more` is added to its gates. Returns the new state h."""
+        rnn = self.decoder.layers[layer]
+        gates = rnn.weight_ih_l0 @ inputs + rnn.bias_ih_l0 + more
+        hidden, memory = (s[layer] for s in self.states.clone())
+        if self.config.rnn_type in CELLS_BY_HAND:
+            gates = gates + rnn.weight_hh_l0 @ hidden + rnn.bias_hh_l0
+            new = CELLS_BY_HAND[self.config.rnn_type](gates, memory)
+        else:
+            state = (hidden[None], memory[None]) if self.config.rnn_type == "lstm" else hidden[None]
+            # the product with the input is in `gates` already
+            weights = (torch.eye(len(gates), dtype=gates.dtype), rnn.weight_hh_l0, torch.zeros_like(gates))
+            new = CELLS[self.config.rnn_type](gates[None], state, *weights, rnn.bias_hh_l0)
+            new = [s[0] for s in (new if isinstance(new, tuple) else (new,))]
         for kind, value in enumerate(new):
-            states[kind, layer] = value[0]
-        return new[0][0]
+            self.states[kind, layer] = value
+        return new[0]
 
-    steps = [decoder.embed_tokens.weight[word] for word in words]
-    if config.image_injection == "first_token":
-        steps.insert(0, image)
-    weight, bias = decoder.layers[0].weight_ih_l0, decoder.layers[0].bias_ih_l0
-    logits, attentions = [], []
-    for index, step in enumerate(steps):
-        output = weight[:, :size] @ step + bias
-        if config.image_injection == "bias_every_step" or (config.image_injection == "bias_first_step" and index == 0):
-            output = output + weight[:, size : 2 * size] @ image
-        if decoder.attention is not None:
-            context, alphas = attend_by_hand(decoder.attention, states[0, -1].clone(), regions)
-            output = output + weight[:, -size:] @ context
-            attentions.append(alphas)
-        output = cell(0, output)
-        for layer in range(1, config.num_hidden_layers):
-            rnn = decoder.layers[layer]
-            output = cell(layer, rnn.weight_ih_l0 @ output + rnn.bias_ih_l0)
-        logits.append(model.lm_head.weight @ output + model.lm_head.bias)
-    spoken = slice(len(steps) - len(words), None)  # what is said of the image alone is no word
-    return torch.stack(logits[spoken]), torch.stack(attentions[spoken]) if attentions else None
+    def adapt(self, inputs: torch.Tensor, previous: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Knowing When to Look, equations 6 to 13, with the layers of its code where there are any."""
+        attention, (hidden, memory) = self.decoder.attention, self.states[:, -1]
+        gate = 1 / (1 + torch.exp(-(attention.sentinel_input(inputs) + attention.sentinel_hidden.weight @ previous)))
+        sentinel = gate * memory.tanh()
+        if self.config.attention_type == "adaptive_mlp":
+            sentinel, hidden = attention.sentinel_layer(sentinel).clamp(min=0), attention.hidden_layer(hidden).tanh()
+        keys = [attention.key.weight @ region for region in self.regions] + [attention.sentinel_key(sentinel)]
+        energies = torch.stack([attention.score.weight[0] @ (attention.query(hidden) + key).tanh() for key in keys])
+        weights = energies.exp() / energies.exp().sum()
+        output = weights[:-1] @ self.regions + weights[-1] * sentinel + hidden
+        if self.config.attention_type == "adaptive_mlp":
+            output = attention.output_layer(output).tanh()
+        return output, weights[:-1]
+
+    def step(self, word: torch.Tensor, is_first: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Read an embedded word. Returns the logits of the next, and the attention."""
+        kind, deep = self.config.attention_type, self.decoder.deep_output
+        inputs, more, weights, context = [word], 0.0, None, None
+        if self.decoder.has_image_input:
+            is_seen = is_first or self.config.image_injection == "bias_every_step"
+            inputs.append(self.image if is_seen else torch.zeros_like(self.image))
+        previous = self.states[0, -1].clone()
+        if kind in ("additive", "att2in"):
+            context, weights = attend_by_hand(self.decoder.attention, previous, self.regions)
+        if kind == "additive":
+            inputs.append(context)
+        elif kind == "att2in":  # input gate, forget gate, candidates, output gate
+            zeros, candidates = torch.zeros_like(previous), self.decoder.attention.context(context)
+            more = torch.cat([zeros, zeros, candidates, zeros])
+        elif kind == "up_down":
+            inputs.append(previous)
+        output = self.cell(0, torch.cat(inputs), more)
+        if kind == "up_down":
+            context, weights = attend_by_hand(self.decoder.attention, output, self.regions)
+            output = torch.cat([output, context])
+        for layer in range(1, self.config.num_hidden_layers):
+            output = self.cell(layer, output)
+        if kind.startswith("adaptive"):
+            output, weights = self.adapt(torch.cat(inputs), previous)
+        if deep is not None:  # Show, Attend and Tell, equation 7
+            output = word + deep.hidden.weight @ output + deep.hidden.bias + deep.context.weight @ context
+            output = output.tanh() if self.config.deep_output == "tanh" else output
+        return self.model.lm_head.weight @ output + self.model.lm_head.bias, weights
+
+    def read(self, words: list[int]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Returns logits and attentions of each word."""
+        steps = [self.decoder.embed_tokens.weight[word] for word in words]
+        if self.config.embedding_activation == "relu":
+            steps = [step.clamp(min=0) for step in steps]
+        if self.config.image_injection == "first_token":
+            steps.insert(0, self.image)
+        results = [self.step(step, index == 0) for index, step in enumerate(steps)]
+        logits, attentions = zip(*results[-len(words) :], strict=True)  # what is said of the image alone is no word
+        return torch.stack(logits), torch.stack(attentions) if attentions[0] is not None else None
 
 
 @torch.no_grad()
 def test_decoder_follows_its_equations(any_model, regions):
     model, regions = any_model.double(), regions.double()
-    model.model.decoder.layers.apply(randomize_biases)
+    model.model.decoder.apply(randomize_biases)
     words = torch.tensor([[1, 4, 9, 13, 7], [1, 5, 11, 3, 6], [1, 19, 8, 12, 4]])
     outputs = model(encoder_outputs=encoded(regions), decoder_input_ids=words, output_attentions=True)
     for index in range(3):
-        logits, attentions = decode_by_hand(model, regions[index], words[index].tolist())
+        image = regions[index].mean(dim=0) * (1 + model.config.image_projection)  # see `encoded`
+        logits, attentions = DecoderByHand(model, regions[index], image).read(words[index].tolist())
         assert_close(outputs.logits[index], logits)
         if attentions is None:
             assert outputs.cross_attentions is None
@@ -107,9 +164,9 @@ def test_decoder_follows_its_equations(any_model, regions):
 
 def randomize_biases(module: nn.Module):
     """Biases start from zero: a forgotten one would go unnoticed."""
-    if isinstance(module, nn.RNNBase):
-        nn.init.normal_(module.bias_ih_l0)
-        nn.init.normal_(module.bias_hh_l0)
+    for name, parameter in module.named_parameters(recurse=False):
+        if name.startswith("bias"):
+            nn.init.normal_(parameter)
 
 
 @torch.no_grad()
@@ -138,10 +195,13 @@ def test_logits_are_of_the_words_and_not_of_the_image(any_model, pixel_values):
     outputs = any_model(pixel_values, decoder_input_ids=words, output_attentions=True, output_hidden_states=True)
     assert outputs.logits.shape == (3, 4, 20)
     assert [h.shape[:2] for h in outputs.decoder_hidden_states] == [(3, 4)] * (1 + any_model.config.num_hidden_layers)
-    if any_model.config.attention_type == "additive":
+    if any_model.config.attention_type != "none":
         (attentions,) = outputs.cross_attentions
         assert attentions.shape == (3, 1, 4, 16)
-        assert_close(attentions.sum(dim=-1), torch.ones(3, 1, 4))
+        sentinel = (
+            outputs.sentinel_weights if any_model.config.attention_type.startswith("adaptive") else torch.zeros(())
+        )
+        assert_close(attentions[:, 0].sum(dim=-1) + sentinel, torch.ones(3, 4))
 
 
 @torch.no_grad()

@@ -181,7 +181,10 @@ class Step(nn.Module):
         cache = CnnRnnCache()
         if state is not None:
             cache.update(tuple(state), 1)
-        outputs = self.decoder(words, encoder_hidden_states=regions, past_key_values=cache, use_cache=True)
+        image = regions.mean(dim=1)
+        outputs = self.decoder(
+            words, encoder_hidden_states=regions, past_key_values=cache, use_cache=True, image_embeds=image
+        )
         return self.lm_head(outputs.last_hidden_state[:, -1]), list(outputs.past_key_values.state)
 
 

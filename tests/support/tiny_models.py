@@ -12,9 +12,10 @@ from transformers import (
     RegNetConfig,
     ResNetConfig,
 )
-from transformers.modeling_outputs import BaseModelOutput
 
 from modeling_cnnrnn import ConvNetConfig
+from modeling_cnnrnn.models.architectures_cnnrnn import ARCHITECTURES
+from modeling_cnnrnn.models.encoder_cnnrnn import CnnRnnEncoderOutput
 
 
 # the sixteen words of the tiny vocabulary, twenty tokens with the special ones
@@ -27,6 +28,28 @@ CAPTIONS = [
 RNN_TYPES = ["lstm", "gru", "rnn_tanh", "rnn_relu"]
 ATTENTION_TYPES = ["none", "additive"]
 IMAGE_INJECTIONS = ["first_token", "initial_state", "bias_first_step", "bias_every_step"]
+
+# the decoders of the papers that are not among the products of those three, and options that no paper has together
+FAMILY: dict[str, dict] = {
+    "fc": ARCHITECTURES["fc"],
+    "nic": ARCHITECTURES["nic"],
+    "show_attend_tell": ARCHITECTURES["show_attend_tell"] | {"feature_projection": "linear"},
+    "att2in2": ARCHITECTURES["att2in2"],
+    "adaptive": ARCHITECTURES["adaptive"] | {"hidden_size": 12},
+    "adaatt": ARCHITECTURES["adaatt"],
+    "updown": ARCHITECTURES["updown"],
+    "other": {
+        "rnn_type": "lstm_maxout",
+        "num_hidden_layers": 2,
+        "image_injection": "initial_state",
+        "initial_state_activation": "linear",
+        "attention_type": "additive",
+        "attention_gate": "vector",
+        "attention_activation": "relu",
+        "deep_output": "tanh",
+        "initializer_range": 0.3,
+    },
+}
 
 TINY_CNNS = {
     "convnet": ConvNetConfig(layers=[{"channels": 8, "pool_size": 2}, {"channels": 16, "pool_size": 4}]),
@@ -54,8 +77,9 @@ TINY_CNNS = {
 }
 
 
-def encoded(regions: torch.Tensor) -> BaseModelOutput:
-    return BaseModelOutput(last_hidden_state=regions)
+def encoded(regions: torch.Tensor) -> CnnRnnEncoderOutput:
+    """What an encoder returns; the image as a whole, where it is projected for itself, is twice the mean."""
+    return CnnRnnEncoderOutput(last_hidden_state=regions, pooler_output=2 * regions.mean(dim=1))
 
 
 def snapshot(module: nn.Module) -> dict[str, torch.Tensor]:
