@@ -5,8 +5,9 @@ Score alignments on images that they have never seen: retrieval in both directio
         --output_dir outputs/alignment/evaluation
 
 Several models are an ensemble, whose scores are added. `--hub_split train` lowers the scores of captions that fit many images
-of that split (CSLS); it changes the order of captions alone. `--captioner_name_or_path` ranks the first hundred results of
-each query again by a captioner. `--fold_size 1000` is the 1K protocol on COCO's 5,000 images, without it 5K.
+of that split (CSLS), which changes the order of captions alone; then those of images that fit many of its captions.
+`--captioner_name_or_path` ranks the first hundred results of each query again by a captioner. `--fold_size 1000` is the 1K
+protocol on COCO's 5,000 images, without it 5K.
 
 Writes into the output folder: eval_results.json, the scores with the whole protocol, and gallery.html, each image with the
 caption that comes first for it.
@@ -42,6 +43,8 @@ from modeling_cnnrnn.metrics.retrieval import less_hubs
 from modeling_cnnrnn.training.features import compute_image_features
 
 
+CAPTIONS_NEAR_AN_IMAGE, IMAGE_WEIGHT = 50, 0.5  # what a common image is worth less: half, as in CSLS, of its mean score
+
 logger = logging.getLogger("modeling_cnnrnn.examples.evaluate_alignment")
 
 
@@ -55,7 +58,9 @@ class AlignmentEvaluationArguments(DatasetArguments):
     split: str = field(default="test", metadata={"help": "Split to evaluate on."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on this many images at most."})
     fold_size: int | None = field(default=None, metadata={"help": "Average over folds of this many images."})
-    hub_split: str | None = field(default=None, metadata={"help": "Split that tells which captions fit everything."})
+    hub_split: str | None = field(
+        default=None, metadata={"help": "Split that tells which captions and images fit everything."}
+    )
     hub_samples: int = field(default=500, metadata={"help": "Images of `hub_split` to use."})
     captioner_name_or_path: str | None = field(
         default=None, metadata={"help": "Captioner that ranks the first results again, of the Hub or a folder."}
@@ -94,8 +99,11 @@ def main():
     # 3. The metrics; then again with the order of captions corrected, and with the captioner's opinion
     results: dict[str, Any] = {"alignment": flat_metrics(total, counts, args.fold_size)}
     if others is not None:
-        total = less_hubs(total, sum(hubs for _, _, hubs in scored))
+        total = less_hubs(total, sum(hubs["images"] for _, _, hubs in scored))
         results["less hubs"] = flat_metrics(total, counts, args.fold_size)
+        near = sum(hubs["captions"] for _, _, hubs in scored)
+        total = less_hubs(total.T, near.T, min(CAPTIONS_NEAR_AN_IMAGE, near.shape[1]), IMAGE_WEIGHT).T
+        results["less hubs both ways"] = flat_metrics(total, counts, args.fold_size)
     if args.captioner_name_or_path:
         reader = CnnRnnProcessor.from_pretrained(args.captioner_name_or_path)
         captioner = CnnRnnForConditionalGeneration.from_pretrained(args.captioner_name_or_path)
@@ -129,17 +137,21 @@ def prepare(args: AlignmentEvaluationArguments, accelerator, rows, model, proces
 
 
 def score(args: AlignmentEvaluationArguments, accelerator, name: str, rows, others) -> tuple:
-    """Score images with their captions by a model, and other images with the same captions if there are any."""
+    """Score images with their captions by a model; if there are others, other images with the captions, and the reverse."""
     processor = CnnRnnAlignmentProcessor.from_pretrained(name)
     model = CnnRnnForImageTextRetrieval.from_pretrained(name, dtype=torch.float32).to(accelerator.device).eval()
     dataset = prepare(args, accelerator, rows, model, processor)
     found = score_dataset(model, dataset, accelerator, args.per_device_eval_batch_size)
     if others is None:
         return dataset, found, None
-    captions = [caption for row in found.rows for caption in dataset.labels[row]]
     dataset_of_others = prepare(args, accelerator, others, model, processor)
-    hubs = score_dataset(model, dataset_of_others, accelerator, args.per_device_eval_batch_size, captions=captions)
-    return dataset, found, hubs.scores
+    captions = [caption for row in found.rows for caption in dataset.labels[row]]
+    captions_of_others = [caption for row in dataset_of_others.labels for caption in row]
+    hubs = {}
+    for name, examples, texts in (("images", dataset_of_others, captions), ("captions", dataset, captions_of_others)):
+        scores = score_dataset(model, examples, accelerator, args.per_device_eval_batch_size, captions=texts)
+        hubs[name] = scores.scores
+    return dataset, found, hubs
 
 
 def gallery_row(index: int, dataset: CaptionDataset, found, scores: np.ndarray, texts: list[str]) -> GalleryRow:

@@ -75,18 +75,20 @@ def _mean(summaries: Sequence[dict[str, float]]) -> dict[str, float]:
     return {name: float(np.mean([summary[name] for summary in summaries])) for name in summaries[0]}
 
 
-def less_hubs(scores: np.ndarray, other_scores: np.ndarray, num_neighbors: int = 10) -> np.ndarray:
+def less_hubs(scores: np.ndarray, other_scores: np.ndarray, num_neighbors: int = 10, weight: float = 1.0) -> np.ndarray:
     """
     Lower the scores of captions that fit many images, as cross-domain similarity local scaling does.
 
     A few captions are near to most images, and come first for too many of them. What a caption scores with the images of
     another set that it fits best, on average, is subtracted from its scores (CSLS, https://arxiv.org/abs/1710.04087). The
-    order of the images for a caption stays as it is.
+    order of the images for a caption stays as it is. Transposed scores, with other captions in place of other images, lower
+    those of images that fit many captions; then the order of the captions for an image stays as it is.
 
     Args:
         scores: of images and captions, `(num_images, num_captions)`.
         other_scores: of other images, such as training images, and the same captions, `(num_others, num_captions)`.
         num_neighbors: number of these images to average over.
+        weight: share of the average that is subtracted.
 
     Raises:
         ValueError: the captions differ in number, or there are fewer images than `num_neighbors`.
@@ -96,4 +98,4 @@ def less_hubs(scores: np.ndarray, other_scores: np.ndarray, num_neighbors: int =
             f"`other_scores` has shape {other_scores.shape}: pass those of {num_neighbors} images or more with the same "
             f"{scores.shape[-1]} captions."
         )
-    return scores - np.partition(other_scores, -num_neighbors, axis=0)[-num_neighbors:].mean(axis=0)
+    return scores - weight * np.partition(other_scores, -num_neighbors, axis=0)[-num_neighbors:].mean(axis=0)

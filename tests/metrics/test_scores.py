@@ -417,6 +417,9 @@ def test_a_caption_that_fits_everything_loses_its_lead():
     assert (corrected.argsort(axis=0) == scores.argsort(axis=0)).all()
     expected = [np.sort(others[:, j])[-10:].mean() for j in range(4)]
     np.testing.assert_allclose(scores - corrected, np.tile(expected, (4, 1)))
+    of_images = less_hubs(scores.T, others, 3, weight=0.5).T
+    expected = [0.5 * np.sort(others[:, i])[-3:].mean() for i in range(4)]
+    np.testing.assert_allclose(scores - of_images, np.tile(expected, (4, 1)).T)
     with pytest.raises(ValueError, match="pass those of 10 images or more with the same 4 captions"):
         less_hubs(scores, others[:9])
 
