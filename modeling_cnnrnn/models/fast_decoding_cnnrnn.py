@@ -1,11 +1,10 @@
 """
-Greedy search, sampling and beam search on packed weights, with the results of transformers' loops in `generate`.
+Greedy search, sampling and the sentences of a beam search on packed weights, with the results of transformers' loops.
 
 [`can_decode_fast`] says where they serve: where a call asks for nothing but what is common. Everything else is left to
 transformers' loops.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,16 +12,19 @@ from torch import nn
 from transformers import GenerationConfig
 from transformers.generation import logits_process
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria, StoppingCriteriaList
-from transformers.generation.utils import GenerateBeamEncoderDecoderOutput, GenerateEncoderDecoderOutput
+from transformers.generation.utils import GenerateEncoderDecoderOutput
 
 from .decoder_cnnrnn import Seen
 from .encoder_cnnrnn import CnnRnnEncoderOutput
 from .packed_decoder_cnnrnn import DecoderImages, LayerState, PackedDecoder, is_packable, packed_decoder
+from .plain_decoding_cnnrnn import Record
 from .recurrence_cnnrnn import CnnRnnCache
+from .word_rules_cnnrnn import BadEndings
 
 
 # what computes from the words so far and the scores alone, with no memory
 PURE_PROCESSORS = (
+    BadEndings,
     logits_process.EpsilonLogitsWarper,
     logits_process.EtaLogitsWarper,
     logits_process.ExponentialDecayLengthPenalty,
@@ -44,7 +46,6 @@ PURE_PROCESSORS = (
     logits_process.TopPLogitsWarper,
     logits_process.TypicalLogitsWarper,
 )
-NEVER = -1e9  # transformers' score of a beam that does not exist
 
 
 def can_decode_fast(
@@ -91,40 +92,13 @@ class _SuppressTokens:
         return scores.index_fill_(1, self.tokens, -torch.inf)
 
 
-@dataclass
-class _Record:
-    """What a call of `generate` with `return_dict_in_generate` returns of each step; lists that nobody asked for are `None`."""
-
-    scores: list | None
-    logits: list | None
-    attentions: list | None
-    encoder_attentions: tuple | None
-
-    @classmethod
-    def of(cls, config: GenerationConfig, encoder_outputs) -> "_Record":
-        wanted = config.return_dict_in_generate
-        return cls(
-            scores=[] if wanted and config.output_scores else None,
-            logits=[] if wanted and config.output_logits else None,
-            attentions=[] if wanted and config.output_attentions else None,
-            encoder_attentions=encoder_outputs.get("attentions") if wanted and config.output_attentions else None,
-        )
-
-    def outputs(self) -> dict:
-        """The fields that greedy search, sampling and beam search share."""
-        attentions = self.attentions
-        return {
-            "scores": tuple(self.scores) if self.scores is not None else None,
-            "logits": tuple(self.logits) if self.logits is not None else None,
-            "encoder_attentions": self.encoder_attentions,
-            "decoder_attentions": (None,) * len(attentions) if attentions is not None else None,
-            "cross_attentions": tuple(attentions) if attentions is not None else None,
-        }
-
-
 class Writer:
     """
     The sentences of a call of `generate`, N = B * K for B images, as they grow.
+
+    Args:
+        captioner, input_ids, processors, config, encoder_outputs: as `generate` hands them to its loops.
+        expand_size: sentences that are made of each in `input_ids`.
 
     Attributes:
         input_ids: words so far, `(N, T)`.
@@ -132,10 +106,21 @@ class Writer:
         state: of each layer.
     """
 
-    def __init__(self, captioner, input_ids: torch.Tensor, processors: list, config: GenerationConfig, encoder_outputs):
-        num_copies = max(config.num_beams, config.num_return_sequences)
+    def __init__(
+        self,
+        captioner: Any,
+        input_ids: torch.Tensor,
+        processors: list,
+        config: GenerationConfig,
+        encoder_outputs: Any,
+        expand_size: int = 1,
+    ):
+        num_given = max(config.num_beams, config.num_return_sequences)
+        num_copies = num_given * expand_size
+        prompts = input_ids[::num_given]
+        input_ids = input_ids.repeat_interleave(expand_size, dim=0) if expand_size > 1 else input_ids
         self.input_ids = input_ids
-        self.record = _Record.of(config, encoder_outputs)
+        self.record = Record.of(config, encoder_outputs)
         self.packed: PackedDecoder = packed_decoder(captioner, len(input_ids))
         self.packed.expect_rows(len(input_ids) * (config.max_length - input_ids.shape[1]))
         vocab_size = captioner.lm_head.out_features
@@ -148,11 +133,11 @@ class Writer:
         encoded = CnnRnnEncoderOutput.of(encoder_outputs)
         regions: Any
         regions, image, mask = (
-            tensor[::num_copies].contiguous() if tensor is not None else None
+            tensor[::num_given].contiguous() if tensor is not None else None
             for tensor in (encoded.last_hidden_state, encoded.pooler_output, encoded.image_features_mask)
         )
         outputs = decoder(
-            input_ids[::num_copies],
+            prompts,
             encoder_hidden_states=regions,
             image_embeds=image,
             encoder_attention_mask=mask,
@@ -241,163 +226,4 @@ def sample(writer: Writer, config: GenerationConfig) -> GenerateEncoderDecoderOu
     )
 
 
-@dataclass
-class _Sentence:
-    """A sentence of a beam as its last word and the sentence before; `row` is the beam that it went on from."""
-
-    before: "_Sentence | None"
-    word: int
-    row: int
-
-    def words_and_rows(self) -> tuple[list[int], list[int]]:
-        words, rows = [], []
-        sentence: _Sentence | None = self
-        while sentence is not None:
-            words.append(sentence.word)
-            rows.append(sentence.row)
-            sentence = sentence.before
-        return words[::-1], rows[::-1]
-
-
-@dataclass
-class _Beams:
-    """
-    The sentences of one image.
-
-    Attributes:
-        running: those that go on, best first.
-        ended: `(score, sentence)` of the best that ended, best first; `None` where there are not yet enough.
-        can_improve: whether a sentence that goes on could still become better than one that ended.
-    """
-
-    running: list[_Sentence | None]
-    ended: list[tuple[float, _Sentence | None]]
-    can_improve: bool = True
-
-    @property
-    def is_full(self) -> bool:
-        return all(sentence is not None for _, sentence in self.ended)
-
-
-class _BeamSearch:
-    """
-    The rules of `GenerationMixin._beam_search`.
-
-    Of the 2 K candidates for the K beams of an image, those that do not end go on, best first. Those that end count if they
-    are among the best K, and the best K that ended are kept, by log-probability / length ** length_penalty.
-
-    Args:
-        num_images: B.
-        prompt_length: number of tokens before the first word.
-    """
-
-    def __init__(self, config: GenerationConfig, num_images: int, prompt_length: int):
-        self.config, self.eos, self.num_beams = config, config._eos_token_tensor, config.num_beams
-        self.stops_when_full = config.early_stopping is True
-        self.max_new_tokens, self.length = config.max_length - prompt_length, 0
-        num_ends = len(self.eos) if self.eos is not None else 0
-        self.num_candidates = max(2, 1 + num_ends) * self.num_beams
-        self.images = [_Beams([None] * self.num_beams, [(NEVER, None)] * self.num_beams) for _ in range(num_images)]
-        self.offsets = self.num_beams * torch.arange(num_images)[:, None]
-        self.is_done = False
-
-    def choose(self, totals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Choose candidates of each image from the log-probabilities of all, `(B, K * vocab_size)`, or sample them."""
-        if not self.config.do_sample:
-            return totals.topk(self.num_candidates)
-        places = torch.multinomial(totals.softmax(dim=-1), num_samples=self.num_candidates)
-        return totals.gather(1, places), places
-
-    def advance(self, totals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """
-        Add a word to the beams.
-
-        Args:
-            totals: log-probabilities of sentences, `(B, K, vocab_size)`.
-
-        Returns:
-            Of each beam, image by image: the row that it goes on from, its word, its log-probability.
-        """
-        vocab_size = totals.shape[-1]
-        values, places = self.choose(totals.flatten(1))
-        self.length += 1
-        words, origins = places % vocab_size, places // vocab_size + self.offsets
-        ends = torch.isin(words, self.eos) if self.eos is not None else torch.zeros_like(words, dtype=torch.bool)
-        ends |= self.length >= self.max_new_tokens
-        scores, order = (values + NEVER * ends.float()).topk(self.num_beams)
-        best_length = self.length
-        if self.config.early_stopping == "never" and self.config.length_penalty > 0:
-            best_length = self.max_new_tokens  # a longer sentence may become better
-        best_scores = scores[:, 0] / best_length**self.config.length_penalty
-        self._update(values, words, origins, ends, order, best_scores)
-        is_full = self.stops_when_full and all(beams.is_full for beams in self.images)
-        self.is_done = is_full or bool(ends.all()) or not any(beams.can_improve for beams in self.images)
-        return origins.gather(1, order).flatten(), words.gather(1, order).flatten(), scores.flatten()
-
-    def _update(self, values, words, origins, ends, order, best_scores):
-        """Keep the sentences that end and those that go on."""
-        final_scores = values / self.length**self.config.length_penalty
-        columns = (final_scores, words, origins, ends, order, best_scores)
-        rows = zip(self.images, *(column.tolist() for column in columns), strict=True)
-        for index, (beams, image_scores, image_words, image_origins, image_ends, ranks, best_score) in enumerate(rows):
-            before = [beams.running[origin - index * self.num_beams] for origin in image_origins]
-            if beams.can_improve and not (self.stops_when_full and beams.is_full):
-                new = [
-                    (image_scores[rank], _Sentence(before[rank], image_words[rank], image_origins[rank]))
-                    for rank in range(self.num_beams)
-                    if image_ends[rank]
-                ]
-                beams.ended = sorted([*beams.ended, *new], key=lambda end: -end[0])[: self.num_beams]
-            beams.running = [_Sentence(before[rank], image_words[rank], image_origins[rank]) for rank in ranks]
-            beams.can_improve &= best_score > beams.ended[-1][0]
-
-    def sentences(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """
-        Return the best sentences without their prompts, `(B * num_return_sequences, T)`, filled up with padding; the rows
-        that their words went on from, filled up with -1; and their scores.
-        """
-        best = [end for beams in self.images for end in beams.ended[: self.config.num_return_sequences]]
-        found = [sentence.words_and_rows() if sentence is not None else ([], []) for _, sentence in best]
-        length = max(len(words) for words, _ in found)
-        pad = self.config._pad_token_tensor
-        sequences = torch.full((len(best), length), int(pad) if pad is not None else -1)
-        beam_indices = torch.full((len(best), length), -1, dtype=torch.int32)
-        for index, (words, rows) in enumerate(found):
-            sequences[index, : len(words)] = torch.tensor(words)
-            beam_indices[index, : len(rows)] = torch.tensor(rows)
-        return sequences, beam_indices, torch.tensor([score for score, _ in best])
-
-
-def beam_search(writer: Writer, config: GenerationConfig) -> GenerateBeamEncoderDecoderOutput | torch.Tensor:
-    """
-    Search for the best sentences with K beams per image (`GenerationMixin._beam_search`).
-
-    Returns:
-        The sentences `(B * num_return_sequences, T)` or, with `return_dict_in_generate`, all that was asked for.
-    """
-    prompts, num_images = writer.input_ids[:: config.num_beams], len(writer.input_ids) // config.num_beams
-    search = _BeamSearch(config, num_images, prompts.shape[1])
-    scores = torch.tensor([0.0] + [NEVER] * (config.num_beams - 1)).repeat(num_images)
-    while True:
-        log_probs = writer.process(writer.logits.log_softmax(dim=-1))
-        totals = (log_probs + scores[:, None]).unflatten(0, (num_images, -1))
-        rows, words, scores = search.advance(totals)
-        writer.reorder(rows)
-        writer.append(words)
-        if search.is_done:
-            break
-        writer.read()
-    sequences, beam_indices, sequences_scores = search.sentences()
-    sequences = torch.cat([prompts.repeat_interleave(config.num_return_sequences, dim=0), sequences], dim=1)
-    if not config.return_dict_in_generate:
-        return sequences
-    return GenerateBeamEncoderDecoderOutput(
-        sequences=sequences,  # type: ignore[arg-type]
-        sequences_scores=sequences_scores if config.output_scores else None,
-        beam_indices=beam_indices,  # type: ignore[arg-type]
-        past_key_values=writer.final_cache(),
-        **writer.record.outputs(),
-    )
-
-
-__all__ = ["Writer", "beam_search", "can_decode_fast", "sample"]
+__all__ = ["Writer", "can_decode_fast", "sample"]

@@ -10,10 +10,11 @@ from .error_messages_cnnrnn import shown
 
 def check_generation_options(config: GenerationConfig):
     """
-    Check options of a call of `generate` that mean nothing for a recurrent captioner.
+    Check options of a call of `generate` that mean nothing for a recurrent captioner, or do not fit each other.
 
     Raises:
-        ValueError: a cache of keys and values, guidance, or a search that compares layers or hidden states is asked for.
+        ValueError: a cache of keys and values, guidance, or a search that compares layers or hidden states is asked for; the
+            groups of diverse beam search do not fit the beams; sampling is asked for beside a search.
     """
     check_cache_implementation(config.cache_implementation)
     if config.guidance_scale not in (None, 1, 1.0):
@@ -33,6 +34,30 @@ def check_generation_options(config: GenerationConfig):
         )
     if config.constraints is not None:
         raise ValueError("`constraints` is not what transformers 5 has: pass the words as `force_words_ids`.")
+    if (config.num_beam_groups or 1) > 1:
+        _check_groups(config)
+    if config.force_words_ids is not None and config.do_sample:
+        raise ValueError("`force_words_ids` is for a search, and `do_sample` is True: pass `do_sample=False`.")
+
+
+def _check_groups(config: GenerationConfig):
+    """
+    Raises:
+        ValueError: the options of diverse beam search do not fit each other.
+    """
+    num_groups = config.num_beam_groups
+    if config.num_beams % num_groups:
+        raise ValueError(
+            f"`num_beam_groups` is {num_groups} and `num_beams` is {config.num_beams}: pass a multiple of the groups as beams."
+        )
+    if not config.diversity_penalty or config.diversity_penalty < 0:
+        raise ValueError(
+            f"`diversity_penalty` is {shown(config.diversity_penalty)}: pass a positive number, or all "
+            f"{num_groups} groups of beams write the same."
+        )
+    if config.do_sample or config.force_words_ids is not None:
+        other = "do_sample" if config.do_sample else "force_words_ids"
+        raise ValueError(f"`num_beam_groups` is {num_groups} beside `{other}`: pass one of the two.")
 
 
 def check_cache_implementation(name: Any):

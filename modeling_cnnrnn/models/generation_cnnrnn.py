@@ -3,19 +3,24 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import torch
-from transformers import GenerationMixin, StoppingCriteria, StoppingCriteriaList
+from transformers import GenerationConfig, GenerationMixin, StoppingCriteriaList
+from transformers.generation import GenerationMode
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 
+from .beam_search_cnnrnn import BeamSearch, DiverseBeamSearch, beam_search
+from .constrained_search_cnnrnn import ConstrainedBeamSearch
 from .encoder_cnnrnn import CnnRnnEncoderOutput
-from .fast_decoding_cnnrnn import Writer, beam_search, can_decode_fast, sample
+from .fast_decoding_cnnrnn import Writer, can_decode_fast, sample
 from .generation_checks_cnnrnn import check_cache_implementation, check_generation_options, check_prompt
+from .plain_decoding_cnnrnn import PlainWriter
 from .recurrence_cnnrnn import check_cache
 from .training_steps_cnnrnn import is_plain
+from .word_rules_cnnrnn import BadEndings, StopStrings, WordConstraints
 
 
 def sentence_mask(sequences: torch.Tensor, eos_token_id: int | Sequence[int] | torch.Tensor | None) -> torch.Tensor:
@@ -51,25 +56,19 @@ class SentenceScores(ModelOutput):
     attentions: torch.Tensor | None = None
 
 
-class StopStrings(StoppingCriteria):
+class _GenerationConfig(GenerationConfig):
     """
-    End a sentence with the token that completes one of some texts.
+    The options of a call of `generate`, with `bad_ending_ids` beside those of transformers.
 
-    transformers' own criterion looks for the spelling of each token, which the decoder of a word-level tokenizer, with its
-    spaces, does not let it find; this one decodes the sentences.
+    transformers 5 leaves diverse and constrained beam search to code on the Hub; here both are beam search of this package.
     """
 
-    def __init__(self, stop_strings: str | Sequence[str], tokenizer: Any):
-        self.stop_strings = [stop_strings] if isinstance(stop_strings, str) else list(stop_strings)
-        self.tokenizer = tokenizer
+    bad_ending_ids: list[list[int]] | None = None
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor | None, **kwargs: Any) -> torch.Tensor:
-        # texts of the prompt were there before
-        before, now = (
-            self.tokenizer.batch_decode(ids, skip_special_tokens=True) for ids in (input_ids[:, :-1], input_ids)
-        )
-        is_done = [any(b.count(s) < n.count(s) for s in self.stop_strings) for b, n in zip(before, now, strict=True)]
-        return torch.tensor(is_done, device=input_ids.device)
+    def get_generation_mode(self, assistant_model=None):
+        mode = super().get_generation_mode(assistant_model)
+        is_own = mode in (GenerationMode.GROUP_BEAM_SEARCH, GenerationMode.CONSTRAINED_BEAM_SEARCH)
+        return GenerationMode.BEAM_SEARCH if is_own else mode
 
 
 class CnnRnnGenerationMixin(GenerationMixin):
@@ -86,7 +85,11 @@ class CnnRnnGenerationMixin(GenerationMixin):
         return super().generate(*args, **kwargs)
 
     def _prepare_generation_config(self, generation_config, **kwargs):
+        bad_ending_ids = kwargs.pop("bad_ending_ids", None)
         generation_config, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
+        generation_config.__class__ = _GenerationConfig  # of the copy that belongs to this call
+        if bad_ending_ids is not None:
+            generation_config.bad_ending_ids = bad_ending_ids
         check_generation_options(generation_config)
         return generation_config, model_kwargs
 
@@ -117,6 +120,13 @@ class CnnRnnGenerationMixin(GenerationMixin):
             own = StopStrings(strings, tokenizer)
             stopping_criteria = StoppingCriteriaList([*(stopping_criteria or ()), own])
         return super()._get_stopping_criteria(generation_config, stopping_criteria, tokenizer=tokenizer, **kwargs)
+
+    def _get_logits_processor(self, generation_config, *args, **kwargs):
+        processors = super()._get_logits_processor(generation_config, *args, **kwargs)
+        if getattr(generation_config, "bad_ending_ids", None) is not None:
+            eos, length = generation_config._eos_token_tensor, generation_config.max_length
+            processors.append(BadEndings(generation_config.bad_ending_ids, eos, length))
+        return processors
 
     def _prepare_generated_length(self, generation_config, has_default_max_length, **kwargs):
         # `max_new_tokens` of the caller replaces the `max_length` that is only this model's default, without a warning
@@ -163,7 +173,9 @@ class CnnRnnGenerationMixin(GenerationMixin):
             input_ids[:, past_length:], past_key_values=past_key_values, **kwargs
         )
 
-    def _fast_writer(self, input_ids, logits_processor, stopping_criteria, generation_config, kwargs) -> Writer | None:
+    def _fast_writer(
+        self, input_ids, logits_processor, stopping_criteria, generation_config, kwargs, expand_size=1
+    ) -> Writer | None:
         """Make what the loops of this package need; `None` where a call or a model asks for transformers' own."""
         from .modeling_cnnrnn import CnnRnnForConditionalGeneration, CnnRnnModel
 
@@ -176,7 +188,7 @@ class CnnRnnGenerationMixin(GenerationMixin):
         if not can_decode_fast(decoder, lm_head, logits_processor, stopping_criteria, generation_config, kwargs):
             return None
         encoder_outputs = kwargs["encoder_outputs"]
-        return Writer(captioner, input_ids, logits_processor, generation_config, encoder_outputs)
+        return Writer(captioner, input_ids, logits_processor, generation_config, encoder_outputs, expand_size)
 
     def _sample(self, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):
         writer = self._fast_writer(input_ids, logits_processor, stopping_criteria, generation_config, kwargs)
@@ -185,9 +197,30 @@ class CnnRnnGenerationMixin(GenerationMixin):
         return super()._sample(input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
 
     def _beam_search(self, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):
-        writer = self._fast_writer(input_ids, logits_processor, stopping_criteria, generation_config, kwargs)
-        if writer is not None:
-            return beam_search(writer, generation_config)
+        config, given = generation_config, (input_ids, logits_processor, stopping_criteria, generation_config)
+        make_search: Any = BeamSearch
+        expand_size, criteria = 1, None
+        if config.force_words_ids is not None:
+            constraints = WordConstraints(config.force_words_ids, self.config.vocab_size)
+            make_search, expand_size = partial(ConstrainedBeamSearch, constraints), constraints.num_states
+        elif (config.num_beam_groups or 1) > 1:
+            make_search = DiverseBeamSearch
+        writer: Any = self._fast_writer(*given, kwargs, expand_size)
+        if writer is None:
+            if make_search is BeamSearch:
+                return self._transformers_beam_search(*given, **kwargs)
+            if kwargs.pop("synced_gpus", False):
+                raise ValueError(
+                    "`synced_gpus` is True: diverse and constrained beam search do not wait for other processes; search on "
+                    "one, or without groups and words that must appear."
+                )
+            kwargs.pop("tokenizer", None)  # of the stop strings, which are among the criteria
+            criteria = stopping_criteria
+            writer = PlainWriter(self, input_ids, logits_processor, config, kwargs, expand_size)
+        search = make_search(config, writer.input_ids, len(input_ids) // config.num_beams, criteria)
+        return beam_search(writer, search, config)
+
+    def _transformers_beam_search(self, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):
         outputs = super()._beam_search(input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
         sequences = outputs.sequences if isinstance(outputs, ModelOutput) else outputs
         if generation_config._pad_token_tensor is not None:

@@ -26,6 +26,23 @@ def cache_of(model, pixel_values, num_images: int) -> CnnRnnCache:
         ({"penalty_alpha": 0.6, "top_k": 4}, "`penalty_alpha` is 0.6: contrastive search"),
         ({"dola_layers": "high"}, "`dola_layers` is 'high': only the last layer"),
         ({"constraints": ["dog"]}, "pass the words as `force_words_ids`"),
+        (
+            {"num_beams": 4, "num_beam_groups": 3, "diversity_penalty": 1.0},
+            "`num_beam_groups` is 3 and `num_beams` is 4",
+        ),
+        ({"num_beam_groups": 2, "diversity_penalty": 1.0}, "`num_beam_groups` is 2 and `num_beams` is 1"),
+        ({"num_beams": 4, "num_beam_groups": 2}, "`diversity_penalty` is 0.0: pass a positive number"),
+        (
+            {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 1.0, "do_sample": True},
+            "`num_beam_groups` is 2 beside `do_sample`",
+        ),
+        (
+            {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 1.0, "force_words_ids": [[5]]},
+            "`num_beam_groups` is 2 beside `force_words_ids`",
+        ),
+        ({"force_words_ids": [[5]], "do_sample": True}, "`force_words_ids` is for a search"),
+        ({"force_words_ids": [[99]], "num_beams": 2}, "`force_words_ids` holds token 99, outside the vocabulary of 20"),
+        ({"bad_ending_ids": [5]}, r"`bad_ending_ids` is \[5\]: pass a list of endings"),
         ({"decoder_inputs_embeds": torch.zeros(3, 2, 12)}, "`decoder_inputs_embeds` is a prompt of vectors"),
         ({"inputs_embeds": torch.zeros(3, 2, 12)}, "`inputs_embeds` is a prompt of vectors"),
         ({"decoder_input_ids": torch.zeros(3, 2)}, "`decoder_input_ids` is of torch.float32: pass token ids"),
