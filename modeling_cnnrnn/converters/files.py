@@ -5,13 +5,14 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from .torch7_files import FIRST_BYTES, load_torch7
 from .torch_files import MAGIC_BYTES, TORCH_CLASSES, load_torch
 from .unpickling import unpickle
 
 
 def open_checkpoint(path: str, stand_ins: tuple[str, ...]) -> Any:
     """
-    Read a file of a checkpoint: a torch file, a pickle or JSON, told apart by how it begins.
+    Read a file of a checkpoint: a file of torch or of Torch7, a pickle or JSON, told apart by how it begins.
 
     Args:
         path: the file.
@@ -27,6 +28,8 @@ def open_checkpoint(path: str, stand_ins: tuple[str, ...]) -> Any:
         start = file.read(64)
     if zipfile.is_zipfile(path) or MAGIC_BYTES in start:
         return load_torch(path, (*TORCH_CLASSES, *stand_ins))
+    if start.startswith(FIRST_BYTES):
+        return load_torch7(path)
     if start.lstrip()[:1] == b"{":
         with open(path, encoding="utf-8") as text:
             try:

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from ..models.tokenization_cnnrnn import SPECIAL_TOKENS, make_tokenizer
 
 
+PUNCTUATION = r"[!-/:-@\[-`{-~]"  # `string.punctuation`, which Karpathy's programs remove
 NEVER = -1e4  # bias of a token that the original could not write: its probability is 0, and finite in half precision
 
 

@@ -8,7 +8,14 @@ from transformers.activations import ACT2FN
 
 
 # fields of a layer, with their defaults; `channels` has none
-LAYER_DEFAULTS: dict[str, Any] = {"kernel_size": 3, "stride": 1, "depth": 1, "pool_size": 1, "residual": False}
+LAYER_DEFAULTS: dict[str, Any] = {
+    "kernel_size": 3,
+    "stride": 1,
+    "depth": 1,
+    "pool_size": 1,
+    "residual": False,
+    "padding": True,
+}
 LIMITS = {"channels": 2**14, "kernel_size": 2**6, "stride": 2**6, "depth": 2**7, "pool_size": 2**6}
 MAX_LAYERS = 2**8
 MAX_IMAGE_SIZE = 2**14
@@ -27,8 +34,8 @@ class ConvNetConfig(PreTrainedConfig):
             A layer is `depth` convolutions, the first of which is pooled:
             `convolution -> maximum of each pool_size x pool_size -> norm -> activation`. Its fields:
             - `channels`: number of output channels;
-            - `kernel_size` (3), `stride` (1, of the first convolution), `depth` (1), `pool_size` (1: no pooling). An odd
-              kernel is padded, so that the size stays; an even one is not;
+            - `kernel_size` (3), `stride` (1, of the first convolution), `depth` (1), `pool_size` (1: no pooling);
+            - `padding` (`True`): whether an odd kernel is padded, so that the size stays; an even one is not;
             - `residual` (`False`): whether the output of the first convolution is added to that of the last.
         whitening_size (`int`, *optional*, defaults to 2):
             Kernel size of a first layer that makes the pixels of each patch uncorrelated: its fixed filters are computed
@@ -109,7 +116,7 @@ class ConvNetConfig(PreTrainedConfig):
         """Compute the side of the feature map that a picture of this side becomes; 0 or less if it is too small."""
         size = image_size - max(0, self.whitening_size - 1)
         for layer in self.layers or ():
-            kernel, shrinks = layer["kernel_size"], layer["kernel_size"] % 2 == 0
+            kernel, shrinks = layer["kernel_size"], not is_padded(layer)
             for index in range(layer["depth"]):
                 size -= kernel - 1 if shrinks else 0
                 size = -(-size // layer["stride"]) // layer["pool_size"] if index == 0 else size
@@ -129,20 +136,28 @@ class ConvNetConfig(PreTrainedConfig):
 
 def _check_layer(number: int, layer: dict[str, Any]):
     """Refuse a layer that cannot be built, by its number from 1."""
-    if unknown := sorted(layer.keys() - LIMITS.keys() - {"residual"}, key=str):
-        known = ", ".join([*LIMITS, "residual"])
+    switches = ("residual", "padding")
+    if unknown := sorted(layer.keys() - LIMITS.keys() - set(switches), key=str):
+        known = ", ".join([*LIMITS, *switches])
         raise ValueError(f"layer {number} of `layers` has the field {unknown[0]!r:.80}: the fields are {known}.")
     if "channels" not in layer:
         raise ValueError(f"layer {number} of `layers` has no `channels`: pass their number.")
     for name, limit in LIMITS.items():
         if type(layer[name]) is not int or not 1 <= layer[name] <= limit:
             raise ValueError(f"`{name}` of layer {number} is {layer[name]!r:.80}: pass a number from 1 to {limit}.")
-    if type(layer["residual"]) is not bool:
-        raise ValueError(f"`residual` of layer {number} is {layer['residual']!r:.80}: pass True or False.")
-    if layer["residual"] and layer["kernel_size"] % 2 == 0 and layer["depth"] > 1:
+    for name in switches:
+        if type(layer[name]) is not bool:
+            raise ValueError(f"`{name}` of layer {number} is {layer[name]!r:.80}: pass True or False.")
+    if layer["residual"] and not is_padded(layer) and layer["depth"] > 1:
         raise ValueError(
-            f"layer {number} has `residual`, which needs an odd `kernel_size`, not {layer['kernel_size']}."
+            f"layer {number} has `residual`, which needs an odd `kernel_size` and `padding`, not {layer['kernel_size']} and "
+            f"{layer['padding']}."
         )
 
 
-__all__ = ["ConvNetConfig"]
+def is_padded(layer: dict[str, Any]) -> bool:
+    """Return whether the convolutions of a layer keep the size of a picture."""
+    return layer["padding"] and layer["kernel_size"] % 2 == 1
+
+
+__all__ = ["ConvNetConfig", "is_padded"]

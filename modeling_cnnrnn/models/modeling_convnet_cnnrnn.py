@@ -21,7 +21,7 @@ from transformers.modeling_outputs import (
 )
 from transformers.utils import can_return_tuple
 
-from .configuration_convnet_cnnrnn import ConvNetConfig
+from .configuration_convnet_cnnrnn import ConvNetConfig, is_padded
 
 
 class ConvNetWhitening(nn.Module):
@@ -51,7 +51,7 @@ class ConvNetLayer(GradientCheckpointingLayer):
     def __init__(self, config: ConvNetConfig, in_channels: int, layer: dict):
         super().__init__()
         channels, kernel_size, has_norm = layer["channels"], layer["kernel_size"], config.norm == "batch_norm"
-        padding = kernel_size // 2 if kernel_size % 2 else 0
+        padding = kernel_size // 2 if is_padded(layer) else 0
         self.convolutions, self.norms = nn.ModuleList(), nn.ModuleList()
         for index in range(layer["depth"]):
             inputs, stride = (channels, 1) if index else (in_channels, layer["stride"])

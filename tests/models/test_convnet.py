@@ -87,6 +87,17 @@ def test_a_residual_layer_adds_its_first_convolution_to_its_last():
 
 
 @torch.no_grad()
+def test_an_odd_kernel_without_padding_reads_a_whole_map():
+    model = make_classifier(layers=[{"channels": 5, "kernel_size": 7, "padding": False}], norm="none", whitening_size=0)
+    pictures, convolution = torch.randn(2, 3, 7, 7), model.convnet.layers[0].convolutions[0]
+    linear = pictures.flatten(1) @ convolution.weight.flatten(1).T + convolution.bias
+    assert_close(model.convnet(pictures).last_hidden_state.flatten(1), functional.gelu(linear))
+    assert model.config.feature_size(7) == 1
+    with pytest.raises(ValueError, match="7 x 7"):
+        model(torch.randn(1, 3, 6, 6))
+
+
+@torch.no_grad()
 def test_whitened_patches_are_uncorrelated():
     model = make_classifier()
     smooth = functional.interpolate(torch.randn(64, 3, 8, 8), scale_factor=4, mode="bilinear")

@@ -11,6 +11,7 @@ from unittest.mock import patch
 import torch
 from support.old_weights import draw_weights
 from support.paths import ROOT
+from support.torch7_writer import Closure, Object, Writer
 
 
 GOLDEN = ROOT / "tests" / "converters" / "golden"
@@ -52,7 +53,57 @@ def write_pytorch_tutorial(folder: Path, golden: dict[str, Any]) -> list[str]:
     return [str(folder / name) for name in ("encoder-5-3000.ckpt", "decoder-5-3000.ckpt", "vocab.pkl")]
 
 
-WRITERS = {"pytorch_tutorial": write_pytorch_tutorial}
+def neuraltalk2_weights(golden: dict[str, Any]) -> dict[str, Any]:
+    weights = draw_weights(golden["layout"], 0, 2.0)
+    weights["decoder.weight"] *= 2
+    return weights
+
+
+def write_neuraltalk2(folder: Path, golden: dict[str, Any]) -> list[str]:
+    weights = neuraltalk2_weights(golden)
+
+    def module(name: str, prefix: str, **fields: Any) -> Object:
+        return Object(name, weight=weights[f"{prefix}.weight"], bias=weights[f"{prefix}.bias"], train=False, **fields)
+
+    cnn = []
+    for index, (kind, *numbers) in enumerate(golden["cnn"], 1):
+        if kind == "convolution":
+            sizes = {"kW": 3, "kH": 3, "dW": 1, "dH": 1, "padW": 1, "padH": 1}
+            cnn += [module("cudnn.SpatialConvolution", f"cnn.{index}", **sizes), Object("cudnn.ReLU", inplace=True)]
+        elif kind == "linear":
+            cnn += [module("nn.Linear", f"cnn.{index}"), Object("cudnn.ReLU"), Object("nn.Dropout", p=0.5)]
+        else:
+            cnn.append(
+                Object("cudnn.SpatialMaxPooling", kW=numbers[0], kH=numbers[0]) if numbers else Object("nn.View")
+            )
+    nodes = [Object("nngraph.Node", data={"annotations": {}, "selectindex": 1}, children=[])]
+    for name in ("i2h_1", "h2h_1", "decoder"):
+        data = {"module": module("nn.Linear", name), "annotations": {"name": name}, "mapindex": {nodes[-1]: 1}}
+        nodes.append(Object("nngraph.Node", data=data, children=[nodes[-1]], id=len(nodes)))
+    hidden_size, embedding_size = weights["h2h_1.weight"].shape[1], weights["i2h_1.weight"].shape[1]
+    language_model = Object(
+        "nn.LanguageModel",
+        core=Object("nn.gModule", forwardnodes=nodes, fg={"nodes": nodes}, hook=Closure()),
+        lookup_table=Object("nn.LookupTable", weight=weights["lookup_table.weight"]),
+        vocab_size=len(golden["words"]),
+        num_layers=1,
+        rnn_size=hidden_size,
+        input_encoding_size=embedding_size,
+        seq_length=golden["seq_length"],
+    )
+    checkpoint = {
+        "opt": {"drop_prob_lm": 0.5, "seq_per_img": 5},
+        "protos": {"cnn": Object("nn.Sequential", modules=cnn), "lm": language_model},
+        "vocab": {str(i): word for i, word in enumerate(golden["words"], 1)},
+        "loss_history": {1: 2.5},
+    }
+    path = folder / "model_id1.t7"
+    with open(path, "wb") as file:
+        Writer(file, "Cuda").write(checkpoint)
+    return [str(path)]
+
+
+WRITERS = {"neuraltalk2": write_neuraltalk2, "pytorch_tutorial": write_pytorch_tutorial}
 
 
 def write_checkpoint(name: str, folder: Path) -> list[str]:
