@@ -26,8 +26,8 @@ demo: $(VENV)/.train  ## Learn to describe drawn pictures from scratch, in minut
 	$(BIN)/cnnrnn evaluate --model_name_or_path $(OUTPUT) --dataset_name shapes --split test --num_beams 1 3 \
 		--output_dir $(OUTPUT)/evaluation
 
-watch: $(VENV)/.train  ## Train a small CNN to tell drawn things apart, without a download
-	$(BIN)/python examples/train_classifier.py examples/recipes/shapes_classifier.json --output_dir $(OUTPUT)_classifier
+watch: $(VENV)/.live  ## Train a small CNN to tell drawn things apart, without a download, and watch it on a page
+	$(BIN)/python examples/train_classifier.py examples/recipes/shapes_classifier.json --report_to live --output_dir $(OUTPUT)_classifier
 
 test: install  ## The tests, in a few minutes
 	$(BIN)/python -m pytest -n auto --dist loadfile

@@ -36,6 +36,7 @@ from modeling_cnnrnn.cli.memory import keep_heap
 from modeling_cnnrnn.training.arguments import StageArguments
 from modeling_cnnrnn.training.captioning import check_environment
 from modeling_cnnrnn.training.classification import (
+    ClassifierNetworks,
     build_classifier,
     build_datasets,
     evaluate_trained,
@@ -83,6 +84,7 @@ def main():
         accelerator,
         args,
         options={"data": asdict(data_args), "model": asdict(model_args), "training": asdict(args)},
+        networks=ClassifierNetworks(data_args, model_args, args, train_rows, train_dataset, accelerator),
     )
     trainer.train()
 

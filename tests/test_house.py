@@ -18,6 +18,7 @@ ROOMS = [
     {"hub"},
     {"export"},
     {"converters"},
+    {"live"},
     {"training"},
     {"cli"},
     {"registration", "__main__"},

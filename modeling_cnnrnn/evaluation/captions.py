@@ -135,6 +135,23 @@ def evaluate_captioner(
     return found
 
 
+@torch.inference_mode()
+def caption_pictures(
+    model: CnnRnnForConditionalGeneration, processor: CnnRnnProcessor, images: Sequence[Image.Image], **options: Any
+) -> list[GeneratedCaption]:
+    """
+    Generate a caption of each of some pictures, with the probability and the attention map of each word.
+
+    Args:
+        model: the captioner, in evaluation mode.
+        images: the pictures; `row` of a caption counts them.
+        options: keyword arguments of `generate`.
+    """
+    pixel_values = processor(images=list(images), return_tensors="pt")["pixel_values"]
+    encoder_outputs = _encode(model, {"pixel_values": pixel_values})
+    return list(_generate_batch(model, processor, encoder_outputs, range(len(images)), True, options))
+
+
 def _gather(found: CaptionEvaluation) -> CaptionEvaluation:
     """Put together what each process has found; the slowest one decides the time."""
     return CaptionEvaluation(

@@ -228,8 +228,17 @@ class TrainingArguments:
         default=None, metadata={"help": "Folder of the checkpoint to resume from, or 'latest'."}
     )
     report_to: str = field(
-        default="none", metadata={"help": "Experiment trackers: tensorboard, wandb, trackio, ..., all or none."}
+        default="none",
+        metadata={
+            "help": "Experiment trackers: tensorboard, wandb, trackio, ..., all or none; live is a page on which the training "
+            "is watched and steered."
+        },
     )
+    live_host: str = field(
+        default="127.0.0.1",
+        metadata={"help": "Address of the page of --report_to live; others than the default open it to a network."},
+    )
+    live_port: int = field(default=0, metadata={"help": "Port of the page of --report_to live; 0 takes a free one."})
     push_to_hub: bool = field(default=False, metadata={"help": "Push the trained model to the Hub."})
     hub_model_id: str | None = field(
         default=None, metadata={"help": "Repository to push to, user/name. Defaults to the output folder's name."}

@@ -29,6 +29,10 @@ class TrainerCallback:
     must not change weights, gradients or the state, nor call what all processes must call together.
     """
 
+    def attends(self, hook: str) -> bool:
+        """Tell whether a hook has anything to do now; where it has not, the training loses no time to it."""
+        return True
+
     def on_train_begin(self, trainer: "Trainer") -> None:
         """Before the first step of a new or a resumed training."""
 

@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from ..data.batching import CaptionDataset, collate_captions, load_stored_image
 from ..data.reporting import left_out
 from ..evaluation.captions import GeneratedCaption, evaluate_captioner, score_captions
+from ..live.views import CaptionerView
 from ..models.loss_cnnrnn import IGNORE_INDEX
 from ..models.modeling_cnnrnn import CnnRnnForConditionalGeneration
 from ..models.processing_cnnrnn import CnnRnnProcessor
@@ -18,6 +19,7 @@ from .arguments import CaptionModelArguments, StageArguments, TrainingArguments
 from .averaging import AveragedWeights
 from .callbacks import TrainerCallback, random_state_kept
 from .curves import save_caption_sheet
+from .networks import Networks
 from .optimization import parameter_groups, two_stage_scheduler, unfreeze_encoder_layers
 from .self_critical import SelfCritical, turn_off_dropout
 from .stages import Stage, Stages, scheduled_sampling_probability, switch_step
@@ -45,7 +47,7 @@ class CaptionTrainer(Trainer):
         train_captions: captions of each row of `train_dataset`: the references of self-critical training.
         references: captions of each row of `eval_dataset`.
         checker: tells whether a sentence is true of an image of `eval_dataset`, see [`score_captions`].
-        callbacks, options: see [`Trainer`].
+        callbacks, options, networks: see [`Trainer`].
 
     Raises:
         ValueError: two options of a stage do not fit each other.
@@ -77,8 +79,11 @@ class CaptionTrainer(Trainer):
         checker: Callable[[str, int], bool] | None = None,
         callbacks: Sequence[TrainerCallback] = (),
         options: Mapping[str, Mapping[str, Any]] | None = None,
+        networks: Networks | None = None,
     ):
-        super().__init__(model, args, accelerator, train_dataset, collate_captions, processor, callbacks, options)
+        super().__init__(
+            model, args, accelerator, train_dataset, collate_captions, processor, callbacks, options, networks
+        )
         self.eval_dataset, self.references, self.checker = eval_dataset, references, checker
         self.model_args, self.stage_args = model_args, stage_args
         self.captions: list[GeneratedCaption] = []
@@ -223,6 +228,10 @@ class CaptionTrainer(Trainer):
         for caption in self.captions[:3]:
             logger.info("    %s: %s", self.eval_dataset.image_ids[caption.row], caption.caption)
         return {"loss": evaluation.loss, **scores}
+
+    def make_view(self) -> CaptionerView:
+        """Make the view of the captioner for the page of the training."""
+        return CaptionerView(self.model, self.accelerator, self.processing_class, self.eval_dataset)  # type: ignore[arg-type]
 
     def _note_broken(self, broken: Mapping[int, str]) -> None:
         """Count and name, once, the images to evaluate on that cannot be read: the scores are those of the others."""

@@ -15,7 +15,7 @@ import huggingface_hub
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, set_seed
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from ..data.batching import CaptionDataset, RandomResizedCrop
 from ..data.loading import load_dataset_from, split_dataset
@@ -24,6 +24,7 @@ from ..data.shapes.language import checker
 from ..files import check_writable
 from ..hub import push
 from ..models.base_cnnrnn import CnnRnnPreTrainedModel
+from ..models.configuration_cnnrnn import CnnRnnConfig
 from ..models.modeling_cnnrnn import CnnRnnForConditionalGeneration
 from ..models.processing_cnnrnn import CnnRnnProcessor
 from ..models.tokenization_cnnrnn import build_tokenizer
@@ -37,6 +38,7 @@ from .arguments import (
 )
 from .caption_trainer import CaptionTrainer
 from .features import compute_image_features
+from .networks import Networks
 from .optimization import unfreeze_encoder_layers
 from .trainer import TrainerState, create_accelerator
 
@@ -97,6 +99,7 @@ def train_captioner(
             "training": asdict(args),
             "stages": asdict(stage_args),
         },
+        networks=CaptionerNetworks(model, processor, model_args, args, stage_args, accelerator),
     )
     state = trainer.train()
     if args.push_to_hub and accelerator.is_main_process:
@@ -197,6 +200,69 @@ def build_new_model(
     settings = json.loads(model_args.encoder_config) if model_args.encoder_config else SMALL_CNN
     config = model_class.config_class.from_tokenizer(tokenizer, encoder=AutoConfig.for_model(**settings), **options)
     return model_class(config), processor
+
+
+class CaptionerNetworks(Networks):
+    """
+    Make captioners from the options of their layers, and from the configuration of their CNN if that is not pretrained.
+
+    Args:
+        model: the captioner of the training, as it is before it.
+        processor, model_args, args, stage_args, accelerator: of the training.
+    """
+
+    def __init__(
+        self,
+        model: CnnRnnForConditionalGeneration,
+        processor: CnnRnnProcessor,
+        model_args: CaptionModelArguments,
+        args: TrainingArguments,
+        stage_args: StageArguments,
+        accelerator: Accelerator,
+    ):
+        self.encoder = _encoder_settings(model)
+        self.processor, self.model_args, self.args = processor, model_args, args
+        self.stage_args, self.accelerator = stage_args, accelerator
+        # the options of a captioner that is trained further have no effect
+        source = model.config if model_args.model_name_or_path else model_args
+        self.options = {name: getattr(source, name) for name in model_args.layer_options()}
+
+    def describe(self, model: PreTrainedModel) -> dict[str, Any]:
+        """Return the options of the layers, and the configuration of a CNN from scratch."""
+        options = {name: getattr(model.config, name) for name in self.options}
+        return options if self.model_args.is_pretrained else {**options, "encoder": _encoder_settings(model)}
+
+    def configure(self, settings: dict[str, Any]) -> CnnRnnConfig:
+        """Make the configuration of a captioner with the words of the training."""
+        known = {*self.options} | (set() if self.model_args.is_pretrained else {"encoder"})
+        if unknown := sorted({*settings} - known):
+            raise ValueError(f"it has the field `{unknown[0]}`: choose among {', '.join(sorted(known))}.")
+        encoder = AutoConfig.for_model(**settings.get("encoder", self.encoder))
+        options = {**self.options, **settings, "encoder": encoder}
+        return CnnRnnConfig.from_tokenizer(self.processor.tokenizer, **options)
+
+    def sketch(self, config: PreTrainedConfig) -> PreTrainedModel:
+        """Make a captioner."""
+        return CnnRnnForConditionalGeneration(config)  # type: ignore[arg-type]
+
+    def build(self, network: dict[str, Any] | None) -> PreTrainedModel:
+        """Make a captioner; a pretrained CNN has its weights again."""
+        config, model_args = self.configure(network or {}), self.model_args
+        options = {name: getattr(config, name) for name in self.options}
+        if model_args.model_name_or_path and network is None:
+            model = CnnRnnForConditionalGeneration.from_pretrained(model_args.model_name_or_path, dtype=torch.float32)
+        elif model_args.encoder_name_or_path:
+            name, tokenizer = model_args.encoder_name_or_path, self.processor.tokenizer
+            model = CnnRnnForConditionalGeneration.from_encoder_pretrained(name, tokenizer, **options)
+        else:
+            model = CnnRnnForConditionalGeneration(config)
+        model.generation_config.max_length = model_args.max_length
+        prepare_encoder(model, model_args, self.args, self.stage_args, self.accelerator)
+        return model
+
+
+def _encoder_settings(model: PreTrainedModel) -> dict[str, Any]:
+    return model.get_encoder().cnn.config.to_diff_dict()
 
 
 def prepare_encoder(

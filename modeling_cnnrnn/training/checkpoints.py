@@ -148,6 +148,34 @@ def load_schedule(folder: Path, scheduler: LRScheduler) -> None:
         raise ValueError(f"{path} cannot be read ({shown(error)}): resume from another checkpoint.") from error
 
 
+def checkpoint_names(output_dir: str | os.PathLike) -> list[str]:
+    """Name the checkpoints of a training, and after them those that were set aside, each oldest first."""
+    folders = [Path(output_dir), *_earlier(output_dir)]
+    return [path.relative_to(output_dir).as_posix() for folder in folders for path in checkpoints(folder)]
+
+
+def set_aside(output_dir: str | os.PathLike, step: int = -1, with_best: bool = True) -> None:
+    """
+    Move the checkpoints after a step to a new folder `earlier-<number>`, before a training starts again from there.
+
+    Args:
+        with_best: whether to move the best model too.
+    """
+    later = [path for path in checkpoints(output_dir) if int(path.name.split("-")[1]) > step]
+    best = Path(output_dir) / "best"
+    later += [best] if with_best and best.is_dir() else []
+    if later:
+        folder = Path(output_dir) / f"earlier-{len(_earlier(output_dir)) + 1}"
+        folder.mkdir()
+        for path in later:
+            path.rename(folder / path.name)
+
+
+def _earlier(output_dir: str | os.PathLike) -> list[Path]:
+    found = [path for path in Path(output_dir).glob("earlier-*") if re.fullmatch(r"earlier-\d+", path.name)]
+    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+
+
 def remove_old_checkpoints(output_dir: str | os.PathLike, save_total_limit: int | None) -> None:
     """Keep the newest `save_total_limit` checkpoints of a folder."""
     if save_total_limit is not None:

@@ -2,6 +2,8 @@
 
 import json
 import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,7 @@ from .classification_arguments import (
     ClassificationModelArguments,
     ClassificationTrainingArguments,
 )
+from .networks import Networks
 
 
 logger = logging.getLogger(__name__)
@@ -107,7 +110,7 @@ def build_classifier(
         OSError: a pretrained model is not there.
     """
     names = train_rows.features["label"].names
-    labels = {"id2label": dict(enumerate(names)), "label2id": {name: label for label, name in enumerate(names)}}
+    labels = _labels(names)
     name = model_args.model_name_or_path
     if name:
         processor = load_image_processor(name, data_args.image_size)
@@ -119,18 +122,37 @@ def build_classifier(
         settings = _read_settings(model_args.model_config)
         first = load_stored_image(train_rows.cast_column("image", datasets.Image(decode=False))[0]["image"])
         side = data_args.image_size or settings.get("image_size") or min(*first.size, LARGEST_SIDE)
-        if settings["model_type"] == "convnet":
-            settings |= {"image_size": side}
         try:
-            config = AutoConfig.for_model(**(settings | labels))
+            config = configure(settings, names, side)
         except StrictDataclassError as error:  # its message has several lines
             raise ValueError(f"`model_config` cannot be used: {shown(error.__cause__ or error)}") from error
-        check_image_size(config, side)
         model = AutoModelForImageClassification.from_config(config)
         size = {"height": side, "width": side}
         mean, std = list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD)
         processor = ViTImageProcessorPil(size=size, image_mean=mean, image_std=std)
     return model, processor
+
+
+def _labels(names: Sequence[str]) -> dict[str, Any]:
+    return {"id2label": dict(enumerate(names)), "label2id": {name: label for label, name in enumerate(names)}}
+
+
+def configure(settings: Mapping[str, Any], names: Sequence[str], image_size: int) -> PreTrainedConfig:
+    """
+    Make the configuration of a CNN from scratch.
+
+    Args:
+        settings: its fields, `model_type` among them.
+        names: names of the classes.
+        image_size: side of the pictures.
+
+    Raises:
+        ValueError, StrictDataclassError: a field is wrong, or the pictures are smaller than the strides of the CNN.
+    """
+    side = {"image_size": image_size} if settings["model_type"] == ConvNetConfig.model_type else {}
+    config = AutoConfig.for_model(**{**settings, **side, **_labels(names)})
+    check_image_size(config, image_size)
+    return config
 
 
 def _read_settings(model_config: str | None) -> dict[str, Any]:
@@ -188,6 +210,53 @@ def prepare_classifier(
         model.activation_checkpointing_enable()
     if args.torch_compile:
         model.compile()
+
+
+class ClassifierNetworks(Networks):
+    """
+    Make classifiers from the configuration of a CNN.
+
+    Args:
+        data_args, model_args, args, train_rows, train_dataset, accelerator: of the training.
+    """
+
+    def __init__(
+        self,
+        data_args: ClassificationDataArguments,
+        model_args: ClassificationModelArguments,
+        args: ClassificationTrainingArguments,
+        train_rows: datasets.Dataset,
+        train_dataset: LabelledImages,
+        accelerator: Accelerator,
+    ):
+        self.data_args, self.model_args, self.args = data_args, model_args, args
+        self.train_rows, self.train_dataset, self.accelerator = train_rows, train_dataset, accelerator
+
+    def describe(self, model: PreTrainedModel) -> dict[str, Any]:
+        """Return the fields of the configuration that differ from the defaults."""
+        hidden = ("id2label", "label2id", "architectures", "auto_map", "dtype", "transformers_version", "num_labels")
+        return {name: value for name, value in model.config.to_diff_dict().items() if name not in hidden}
+
+    def configure(self, settings: dict[str, Any]) -> PreTrainedConfig:
+        """Make the configuration of a CNN for the pictures of the training."""
+        if "model_type" not in settings:
+            raise ValueError('it has no `model_type`: write {"model_type": "convnet", ...}.')
+        names = self.train_rows.features["label"].names
+        return configure(settings, names, min(self.train_dataset.pixels.shape[2:]))
+
+    def sketch(self, config: PreTrainedConfig) -> PreTrainedModel:
+        """Make a classifier."""
+        return AutoModelForImageClassification.from_config(config)
+
+    def build(self, network: dict[str, Any] | None) -> PreTrainedModel:
+        """Make a classifier, and its whitening filters if it has such."""
+        model_args = self.model_args
+        if network is not None:
+            model_args = ClassificationModelArguments(model_config=json.dumps(network))
+        side = min(self.train_dataset.pixels.shape[2:])
+        model, _ = build_classifier(replace(self.data_args, image_size=side), model_args, self.train_rows)
+        prepare_classifier(model, self.train_dataset, model_args, self.args, self.accelerator)
+        return model
 
 
 def build_datasets(

@@ -1,6 +1,5 @@
 """The trainer of image classifiers: optimizers for CNNs, label smoothing, and the scores of each class."""
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,11 +11,13 @@ from transformers.image_processing_backends import PilBackend
 
 from ..data.image_batches import LabelledImages
 from ..evaluation.classification import ClassifierEvaluation, evaluate_classifier
+from ..live.views import ClassifierView
 from ..models.loss_cnnrnn import IGNORE_INDEX
 from .callbacks import TrainerCallback
 from .classification_arguments import ClassificationTrainingArguments
 from .curves import save_confusion_matrix
 from .muon import Muon
+from .networks import Networks
 from .optimization import decay_groups
 from .tracking import log_picture
 from .trainer import Trainer
@@ -38,7 +39,7 @@ class ClassificationTrainer(Trainer):
         train_dataset: pictures to train on.
         eval_dataset: pictures to evaluate on.
         args: options of the training.
-        accelerator, callbacks, options: see [`Trainer`].
+        accelerator, callbacks, options, networks: see [`Trainer`].
     """
 
     project_name = "classifier"
@@ -60,12 +61,14 @@ class ClassificationTrainer(Trainer):
         args: ClassificationTrainingArguments,
         callbacks: Sequence[TrainerCallback] = (),
         options: Mapping[str, Mapping[str, Any]] | None = None,
+        networks: Networks | None = None,
     ):
         collate = train_dataset.collate
-        super().__init__(model, args, accelerator, train_dataset, collate, image_processor, callbacks, options)
+        super().__init__(
+            model, args, accelerator, train_dataset, collate, image_processor, callbacks, options, networks
+        )
         self.eval_dataset = eval_dataset
         self.evaluation: ClassifierEvaluation | None = None
-        self._cpu_clock = 0.0
 
     def prepare_inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Normalize the pictures of a batch on the device."""
@@ -117,16 +120,25 @@ class ClassificationTrainer(Trainer):
         return [group for group in groups if group["params"]]
 
     def log_values(self) -> dict[str, float]:
-        """Return the learning rate, and the CPU time of the main process: of all its work, over all resumed parts."""
-        before = self.state.steps[-1]["cpu_seconds"] if self.state.steps else 0.0
-        used, self._cpu_clock = time.process_time() - self._cpu_clock, time.process_time()
-        return {**super().log_values(), "cpu_seconds": round(before + used, 2)}
+        """Return the learning rate, and the CPU time of the main process over all resumed parts."""
+        return {**super().log_values(), "cpu_seconds": self.state.cpu_seconds[-1]}
 
     def evaluate(self) -> dict[str, Any]:
         """Classify the validation pictures."""
         size = self.args.per_device_eval_batch_size
         self.evaluation = evaluate_classifier(self.model, self.eval_dataset, self.accelerator, size)
         return self.evaluation.scores
+
+    def make_view(self) -> ClassifierView:
+        """Make the view of the classifier for the page of the training."""
+        return ClassifierView(self.model, self.accelerator, self.processing_class, self.eval_dataset)  # type: ignore[arg-type]
+
+    def evaluation_details(self) -> dict[str, Any]:
+        """Return the confusion matrix."""
+        if self.evaluation is None:
+            return {}
+        matrix = self.evaluation.confusion_matrix.tolist()
+        return {"confusion": {"classes": list(self.evaluation.classes), "matrix": matrix}}
 
     def draw(self) -> None:
         """Draw the confusion matrix, and send it to the trackers."""

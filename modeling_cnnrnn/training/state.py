@@ -24,7 +24,16 @@ FREE_OPTIONS = {
         "save_steps",
         "save_total_limit",
     ),
-    *("logging_steps", "report_to", "push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision"),
+    *(
+        "logging_steps",
+        "report_to",
+        "live_host",
+        "live_port",
+        "push_to_hub",
+        "hub_model_id",
+        "hub_private_repo",
+        "hub_revision",
+    ),
     *("per_device_eval_batch_size", "dataloader_num_workers", "preload_images", "features_cache_dir"),
 }
 
@@ -44,6 +53,10 @@ class TrainerState:
         seconds: time that the training took, over all resumed parts.
         energy_kwh: energy that the machine used in that time; `None` where codecarbon is not installed.
         options: options that the training was started with, by name.
+        cpu_seconds: CPU time of the main process at each row of `steps`, over all resumed parts.
+        changes: what was changed on the page of the training: step, name, the value before, and the new one.
+        network: the configuration of the network, where it was chosen on the page.
+        epoch_origin: step and number of an epoch, and the images seen before it; the others are counted from there.
     """
 
     step: int = 0
@@ -55,6 +68,10 @@ class TrainerState:
     seconds: float = 0.0
     energy_kwh: float | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    cpu_seconds: list[float] = field(default_factory=list)
+    changes: list[dict[str, Any]] = field(default_factory=list)
+    network: dict[str, Any] | None = None
+    epoch_origin: dict[str, int] = field(default_factory=lambda: {"step": 0, "epoch": 0, "images": 0})
 
     def save_to_json(self, path: str | os.PathLike) -> None:
         """Write the state whole or not at all."""

@@ -8,30 +8,40 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from PIL import Image
 
+from ..live.server import is_server_available
+from ..live.tracker import LiveTracker
+from .arguments import TrainingArguments
 
-def find_trackers(report_to: str) -> list[str] | None:
+
+def find_trackers(args: TrainingArguments) -> list[str | LiveTracker] | None:
     """
     List the trackers to report to.
 
     Args:
-        report_to: names separated by commas, "all" for those that are installed, or "none".
+        args: options of the training. `report_to` is names separated by commas, "all" for those that are installed, or
+            "none".
 
     Raises:
         ImportError: a tracker is not installed; accelerate would leave it out without a word.
+        ValueError: there are options of the page, and no page.
     """
-    if report_to == "none":
-        return None
+    given = [name.strip() for name in args.report_to.split(",")]
     installed = [str(name) for name in get_available_trackers()]
-    if report_to == "all":
-        return installed
-    names = [name.strip() for name in report_to.split(",")]
+    has_page = LiveTracker.name in given or (given == ["all"] and is_server_available())
+    if not has_page:
+        for name in ("live_host", "live_port"):
+            if (value := getattr(args, name)) != TrainingArguments.__dataclass_fields__[name].default:
+                raise ValueError(f"`{name}` is {value!r}, which has no effect without --report_to live: leave it out.")
+    if args.report_to == "none":
+        return None
+    names = installed if given == ["all"] else [name for name in given if name != LiveTracker.name]
     for name in names:
         if name not in installed:
             raise ImportError(
-                f"`report_to` is '{report_to}', but there is no tracker '{name}' (there is {', '.join(installed)}): "
-                "install it with pip, or pass 'none'."
+                f"`report_to` is '{args.report_to}', but there is no tracker '{name}' (there is {', '.join(installed)}, "
+                "live): install it with pip, or pass 'none'."
             )
-    return names
+    return [*names, *([LiveTracker(args.output_dir, args.live_host, args.live_port)] if has_page else [])]
 
 
 def log_samples(accelerator: Accelerator, sheet: str | os.PathLike, captions: Mapping[str, str], step: int) -> None:

@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -24,13 +24,15 @@ from accelerate.utils import (
     set_seed,
 )
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader, Dataset, RandomSampler
+from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel, ProcessorMixin
 
 from ..evaluation import processes
 from ..evaluation.provenance import EnergyMeter, peak_memory, provenance
 from ..files import FolderLock, copy_files, link_files, whole_folder, write_json
+from ..live.tracker import LiveTracker
+from ..live.views import View
 from ..models.error_messages_cnnrnn import shown
 from ..models.loss_cnnrnn import IGNORE_INDEX
 from .arguments import TrainingArguments
@@ -47,8 +49,11 @@ from .checkpoints import (
     save_schedule,
 )
 from .curves import save_training_curves
+from .epochs import Epochs
 from .interruption import StopSignals
-from .optimization import decay_groups, in_groups, two_stage_scheduler, without_repeats
+from .live_session import LiveSession, restore_changes
+from .networks import Networks
+from .optimization import decay_groups, two_stage_scheduler
 from .sharding import own_parts, unsharded, whole_weights
 from .state import SinceLastLog, TrainerState
 from .tracking import find_trackers
@@ -68,17 +73,21 @@ def create_accelerator(args: TrainingArguments) -> Accelerator:
         ValueError: the output folder holds an earlier training, or FSDP is of version 1.
         FileNotFoundError: `resume_from_checkpoint` is no checkpoint.
         ImportError: a tracker is not installed.
+        ValueError: the page of the training cannot be at the address that the options name.
     """
     check_output_dir(args.output_dir, args.resume_from_checkpoint, args.overwrite_output_dir)
     output_dir = Path(args.output_dir)
     accelerator = processes.create_accelerator(
         args.mixed_precision,
         gradient_accumulation_steps=1,  # the trainer divides by the items of all micro-batches itself
-        log_with=find_trackers(args.report_to),
+        log_with=find_trackers(args),
         project_config=ProjectConfiguration(project_dir=str(output_dir), logging_dir=str(output_dir / "logs")),
     )
     if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise ValueError("FSDP is of version 1: pass `--fsdp_version 2` to `accelerate launch`.")
+    for tracker in accelerator.log_with:
+        if isinstance(tracker, LiveTracker):
+            tracker.bind()
     return accelerator
 
 
@@ -98,7 +107,8 @@ class Trainer:
     - `create_optimizer`, `create_scheduler`: AdamW with one schedule by default;
     - `stage_at`, `begin_stage`, `end_stage`: the stages and what each trains; one stage by default;
     - `log_values`: further columns of the log, such as learning rates; `record` adds to the next log entry;
-    - `curves`: the panels of `training_curves.png`.
+    - `curves`: the panels of `training_curves.png`;
+    - `make_view`, `evaluation_details`: what the page of `--report_to live` shows besides the curves.
 
     Args:
         model: the model, not wrapped.
@@ -110,6 +120,7 @@ class Trainer:
         processing_class: processor, tokenizer or image processor that is saved beside the model.
         callbacks: watch the training.
         options: options by group, written into `training_results.json` and to the trackers.
+        networks: makes other networks, for those who start again with one on the page of `--report_to live`.
     """
 
     project_name = "training"  # of the trackers
@@ -126,30 +137,27 @@ class Trainer:
         processing_class: ProcessorMixin | BaseImageProcessor | None = None,
         callbacks: Sequence[TrainerCallback] = (),
         options: Mapping[str, Mapping[str, Any]] | None = None,
+        networks: Networks | None = None,
     ):
         self.model, self.args, self.accelerator = model, args, accelerator
         self.train_dataset, self.processing_class = train_dataset, processing_class
         self.callbacks, self.options = list(callbacks), dict(options or {"training": asdict(args)})
         self.output_dir = Path(args.output_dir)
-        self.order = torch.Generator()
-        loader: DataLoader = DataLoader(
-            train_dataset,
-            args.per_device_train_batch_size,
-            sampler=RandomSampler(train_dataset, generator=self.order),  # type: ignore[arg-type]
-            generator=self.order,  # else each new iterator would draw from the generator of the dropout
-            collate_fn=data_collator,
-            num_workers=args.dataloader_num_workers,
-        )
-        self.loader = accelerator.prepare(loader)
-        self.steps_per_epoch = math.ceil(len(self.loader) / args.gradient_accumulation_steps)
+        self.epochs = Epochs(train_dataset, data_collator, args, accelerator)
+        self.steps_per_epoch = self.epochs.steps  # as planned; the batch size may be changed while it runs
         self.num_steps = args.max_train_steps or self.steps_per_epoch * args.num_train_epochs
         self.eval_steps = max(1, round(self.steps_per_epoch * args.eval_epochs))
         self.is_sharded = accelerator.distributed_type == DistributedType.FSDP
         self.state = TrainerState()
         self.stage: Hashable = None
+        self.networks = networks
+        self.network: dict[str, Any] | None = None  # as the options name it
+        self._asked = False
         self.optimizer: Any = None  # what `create_optimizer` returns, then accelerate's wrapper around it
         self._since_last_log = SinceLastLog()
         self.signals = StopSignals(save_on_interrupt=args.save_on_interrupt)
+        self.live = LiveSession.of(self)
+        self.callbacks += [self.live] if self.live is not None else []
 
     # what a subclass overrides
 
@@ -203,6 +211,14 @@ class Trainer:
         """Return further columns of a log entry."""
         return {"learning_rate": self.optimizer.param_groups[0]["lr"]}
 
+    def make_view(self) -> View:
+        """Make the view of the model for the page of the training."""
+        return View(self.model, self.accelerator)
+
+    def evaluation_details(self) -> dict[str, Any]:
+        """Return what the page shows of the last evaluation besides its scores, as JSON has it."""
+        return {}
+
     # the training
 
     def train(self) -> TrainerState:
@@ -216,40 +232,40 @@ class Trainer:
         """
         lock = FolderLock(self.output_dir, "training") if self.accelerator.is_main_process else nullcontext()
         with lock, self.signals:
-            return self._train()
+            try:
+                return self._train()
+            except BaseException as error:
+                if self.live is not None:
+                    self.live.end(error)
+                raise
 
     def _train(self) -> TrainerState:
-        self._begin()
+        self._begin(find_checkpoint(self.output_dir, self.args.resume_from_checkpoint))
         while self.state.step < self.num_steps:
             if self.stage_at(self.state.step) != self.stage:
                 self.enter_stage()
                 self._call("on_stage_begin")
             self._clock = time.perf_counter()
-            for batches in self.epoch_batches():
+            for batches in self.epochs.batches(self.state):
                 loss = self.train_step(batches)
                 next_stage = self.stage_at(self.state.step)
                 if next_stage != self.stage:
                     self.end_stage(next_stage)
+                breaks = self.live is not None and self.live.ends_epoch()
                 self._end_step(loss)
-                if self.state.step == self.num_steps or next_stage != self.stage:
+                if self.state.step == self.num_steps or next_stage != self.stage or breaks:
                     break
+            if self.live is not None and self.live.restart is not None:
+                self.live.start_again(self.live.restart)
         self._end()
         return self.state
-
-    def epoch_batches(self) -> Iterator[list[dict[str, Any]]]:
-        """Yield the micro-batches of each step that is left of the epoch."""
-        epoch, done = divmod(self.state.step, self.steps_per_epoch)
-        self.train_dataset.epoch = epoch  # type: ignore[attr-defined]
-        self.order.manual_seed(self.args.seed + epoch)
-        size = self.args.gradient_accumulation_steps
-        batches = self.accelerator.skip_first_batches(self.loader, done * size) if done else self.loader
-        batches = without_repeats(batches, self.accelerator, self.args.per_device_train_batch_size)
-        yield from in_groups(batches, size)
 
     def train_step(self, batches: Sequence[dict[str, Any]]) -> torch.Tensor:
         """Take one optimizer step on micro-batches; returns a loss whose mean over the processes is that of the step."""
         inputs = [self.prepare_inputs(batch) for batch in batches]
         counts = self._sum_counts(inputs)
+        if self._asked and self.live is not None:
+            self.live.obey()
         # the loss is a sum over the items of all processes, and their gradients are averaged
         num_items = next(iter(counts.values())).clamp(min=1) / self.accelerator.num_processes
         loss = torch.zeros((), device=self.accelerator.device)
@@ -259,6 +275,7 @@ class Trainer:
                 share = self.compute_loss(self.wrapped, batch, num_items)
                 self.accelerator.backward(share)
             loss += share.detach()
+        self._loss = loss
         self._clip_gradients()
         self.optimizer.step()
         self.scheduler.step()
@@ -339,17 +356,53 @@ class Trainer:
         Raises:
             ValueError: it is damaged, is of another model, or was saved in another stage than its step has now.
         """
+        state = TrainerState.load_from_json(checkpoint / STATE_FILE)
+        if state.network != self.network:
+            self.set_network(state.network)
         check_checkpoint(checkpoint, self.model, self.processing_class, self.accelerator.process_index)
-        self.state = TrainerState.load_from_json(checkpoint / STATE_FILE)
+        self.state = state
+        restore_changes(self.args, state.changes)
         if changed := self.state.changed_options(self._options()):
             logger.warning("Resuming with other options than those of the checkpoint: %s.", ", ".join(changed))
         self.state.options |= self._options()
-        stage = str(self.stage_at(self.state.step - 1))
+        stage = str(self.stage_at(max(0, self.state.step - 1)))
         if self.state.stage != stage:
             raise ValueError(
                 f"{checkpoint} was saved in the stage '{self.state.stage}', but with these options step {self.state.step} "
                 f"is in '{stage}': resume with the options that the training was started with."
             )
+
+    def set_network(self, network: dict[str, Any] | None) -> None:
+        """
+        Put an untrained model of another network in the place of the model.
+
+        Args:
+            network: its configuration, as `networks` checks it; `None` for the network that the options name.
+
+        Raises:
+            ValueError: there are no `networks` to make it.
+        """
+        if self.networks is None:
+            raise ValueError(
+                "The checkpoint is of a network that was chosen on the page of the training: resume it with the script that "
+                "it was started with."
+            )
+        set_seed(self.args.seed)
+        self.model, self.network = self.networks.build(network), network
+
+    def begin_again(self, checkpoint: Path | None, state: TrainerState) -> None:
+        """
+        Begin the training again, with its present options.
+
+        Args:
+            checkpoint: to go back to; `None` to begin with `state`, of no step, and a new model of its network.
+        """
+        self.state = state
+        if checkpoint is None:
+            self.set_network(state.network)
+        self._begin(checkpoint)
+        if checkpoint is None or checkpoint.parent != self.output_dir:
+            self.save_checkpoint()  # which a resumed training finds
 
     def save_model(self, path: Path) -> None:
         """Write the model, and the processor beside it, as `from_pretrained` loads them."""
@@ -362,14 +415,14 @@ class Trainer:
 
     # the parts of `train`
 
-    def _begin(self) -> None:
+    def _begin(self, checkpoint: Path | None) -> None:
         accelerator, args = self.accelerator, self.args
-        checkpoint = find_checkpoint(self.output_dir, args.resume_from_checkpoint)
         self.state.options = self._options()
         if checkpoint is not None:
             self.load_state(checkpoint)
         if accelerator.is_main_process:
             remove_later_checkpoints(self.output_dir, self.state.step)
+        self.epochs.fit_batch_size()
         self.optimizer = self.create_optimizer()
         self.trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         self.scheduler = self.create_scheduler(self.optimizer)
@@ -377,13 +430,15 @@ class Trainer:
         self.averaged = self.create_averaged_weights()
         if checkpoint is not None:
             self.load_checkpoint(checkpoint)
-        if accelerator.log_with:
+        if accelerator.log_with and not accelerator.trackers:
             given = {name: value for name, value in self._options().items() if value is not None}
             accelerator.init_trackers(self.project_name, given)
         if checkpoint is None:
             set_seed(args.seed, device_specific=True)
         self.energy = EnergyMeter() if accelerator.is_main_process else None
         self._started = time.perf_counter() - self.state.seconds
+        self._loss = torch.zeros((), device=accelerator.device)
+        self._since_last_log = SinceLastLog()
         self.bar = tqdm(
             total=self.num_steps,
             initial=self.state.step,
@@ -393,6 +448,11 @@ class Trainer:
         )
         self._call("on_train_begin")
         self._call("on_stage_begin")
+
+    def leave_out(self, seconds: float) -> None:
+        """Leave a pause of the training out of its time."""
+        self._clock += seconds
+        self._started += seconds
 
     def _options(self) -> dict[str, Any]:
         """All options by name, as JSON has them."""
@@ -415,14 +475,23 @@ class Trainer:
         counts = [self.count_items(batch) for batch in inputs]
         names = list(counts[0])
         total: Any = sum(torch.stack(list(count.values())) for count in counts)
-        # processes stop after the same step: whether one was asked to travels with the counts
-        total = torch.cat([total, total.new_tensor([int(self.signals.received is not None)])])
-        *sums, stops = self.accelerator.reduce(total, reduction="sum")
-        self._stops = bool(stops)
+        # what all processes must know at the same step travels with the counts: whether one was asked to stop, whether the
+        # page was asked for something, whether the last loss of one was not finite
+        flags = [self.signals.received is not None, self.live is not None and self.live.is_asked]
+        total = torch.cat([total, total.new_tensor(flags), (~self._loss.isfinite()).to(total)[None]])
+        *sums, stops, asked, diverged = self.accelerator.reduce(total, reduction="sum")
+        self.stops, self._asked = bool(stops), bool(asked)
+        if diverged:
+            self._check_loss(self.accelerator.reduce(self._loss, reduction="mean").item())
         summed = dict(zip(names, sums, strict=True))
         for name, count in summed.items():
             self._since_last_log.counts[name] = self._since_last_log.counts.get(name, 0.0) + count
         return summed
+
+    def _check_loss(self, loss: float) -> None:
+        """Refuse to go on from a loss that is not finite."""
+        if not math.isfinite(loss):
+            raise ValueError(f"The loss is {loss} at step {self.state.step}: pass a smaller --learning_rate.")
 
     def _clip_gradients(self) -> None:
         if self.is_sharded:
@@ -451,21 +520,24 @@ class Trainer:
             self._check_weights()
             with self.averaged.applied(), whole_weights(self.model):
                 self._evaluate()
-        if evaluates or self._stops or (args.save_steps and step % args.save_steps == 0):
+        asked = self.live is not None and self.live.saves
+        if evaluates or self.stops or asked or (args.save_steps and step % args.save_steps == 0):
             self.save_checkpoint()
+        if self.live is not None:
+            self.live.saves = False
         if evaluates:
             self._show()
-        if self._stops and not is_last:
+        if self.stops and not is_last:
             self._stop()
         self._clock = time.perf_counter()
 
     def _log(self, loss: float) -> None:
         """Add a row to the log."""
         step, since = self.state.step, self._since_last_log
-        if not math.isfinite(loss):
-            raise ValueError(f"The loss is {loss} at step {step}: pass a smaller --learning_rate.")
+        self._check_loss(loss)
         seconds = since.seconds + time.perf_counter() - self._clock
-        row = {"step": step, "loss": loss, "epoch": step / self.steps_per_epoch} | self.log_values()
+        self.state.cpu_seconds.append(self.epochs.cpu_seconds(self.state))
+        row = {"step": step, "loss": loss, **self.epochs.progress(self.state), **self.log_values()}
         for name, values in since.values.items():
             mean = torch.tensor(values, device=self.accelerator.device).mean()
             row[name] = self.accelerator.reduce(mean, reduction="mean").item()
@@ -477,12 +549,15 @@ class Trainer:
         if self.accelerator.log_with:
             with side_work("A tracker failed"):
                 logs = {f"train/{name}": value for name, value in row.items() if name != "step"}
+                logs["train/cpu_seconds"] = self.state.cpu_seconds[-1]
                 self.accelerator.log(logs, step=step)
         self._since_last_log = SinceLastLog()
         self._call("on_log", row)
 
     def _evaluate(self) -> None:
         """Evaluate, and keep the model if it is the best so far."""
+        if self.live is not None:
+            self.live.say("evaluating")
         step, metric = self.state.step, self.metric_for_best_model
         scores = {"step": step} | self.evaluate()
         self.wrapped.train()
@@ -514,7 +589,10 @@ class Trainer:
         """End the process after the checkpoint of a training that was asked to stop."""
         self.bar.close()
         path = self.output_dir / f"checkpoint-{self.state.step}"
-        logger.warning("Stopped by %s: %s is saved; resume with --resume_from_checkpoint latest.", self.signals, path)
+        sentence = f"Stopped by {self.signals}: {path} is saved; resume with --resume_from_checkpoint latest."
+        logger.warning(sentence)
+        if self.live is not None:
+            self.live.say("stopped", sentence)
         self.accelerator.end_training()
         raise SystemExit(self.signals.exit_status)
 
@@ -532,7 +610,8 @@ class Trainer:
             copy_files(self.output_dir / "best", self.output_dir)
             results: dict[str, Any] = {"best": state.best, "evaluations": state.evaluations, "seconds": state.seconds}
             results |= {"energy_kwh": state.energy_kwh, **peak_memory(accelerator), **provenance(accelerator)}
-            results |= {"broken_images": state.broken_images, **self.options}
+            results |= {"broken_images": state.broken_images, "changes": state.changes, **self.options}
+            results |= {"network": state.network} if state.network is not None else {}
             write_json(self.output_dir / "training_results.json", results)
         metric = self.metric_for_best_model
         best = state.best[metric] if state.best is not None else math.nan
@@ -543,9 +622,10 @@ class Trainer:
 
     def _call(self, hook: str, *arguments: Any) -> None:
         """Call a hook of all callbacks, and go on as if nothing had been called."""
-        if self.callbacks and self.accelerator.is_main_process:
+        callbacks = [callback for callback in self.callbacks if callback.attends(hook)]
+        if callbacks and self.accelerator.is_main_process:
             with random_state_kept(self.accelerator.device):
-                for callback in self.callbacks:
+                for callback in callbacks:
                     with side_work(f"{type(callback).__name__}.{hook} failed"):
                         getattr(callback, hook)(self, *arguments)
             self.wrapped.train()
