@@ -3,9 +3,10 @@ Train the captioner that comes with the package again, `flickr8k-mobilenet`: hou
 
     python examples/train_pretrained.py --dataset_name path/to/flickr8k --encoder_name_or_path path/to/mobilenet-v2
 
-For each seed, a decoder is trained by cross-entropy on what a frozen MobileNetV2 sees, then on the scores of its own
-sentences, and scored on the validation images. The best, by CIDEr with beam 3, takes the place of the one in the package,
-in float16 and with its card. A run that was stopped resumes with the same command, which `make pretrained` is too.
+For each seed, a decoder is trained by cross-entropy on what a frozen MobileNetV2 sees, then the upper half of the CNN with it,
+then the decoder on the scores of its own sentences; and it is scored on the validation images. The best, by CIDEr with beam 3,
+takes the place of the one in the package, in float16 and with its card. A run that was stopped resumes with the same command,
+which `make pretrained` is too.
 """
 
 import json
@@ -27,15 +28,14 @@ RECIPES = Path(__file__).parent / "recipes"
 # a decoder of 7 MB in float16, which needs less dropout than one of twice the size
 SMALL = ["--hidden_size", 376, "--embedding_size", 376, "--tie_word_embeddings", "true", "--attention_size", 128]
 SMALL += ["--dropout", 0.4, "--embedding_dropout", 0.25, "--feature_dropout", 0.3, "--learning_rate", 0.001]
-SMALL += ["--num_train_epochs", 8, "--eval_epochs", 2]
-SELF_CRITICAL = ["--self_critical_learning_rate", 0.0001, "--ema_decay", 0.999, "--num_beams", 3]
+SMALL += ["--num_train_epochs", 14, "--eval_epochs", 2]
 FILES = ("config.json", "generation_config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json")
-# entries of these files: code beside them, and the classes that the CNN was trained on
-LEFT_OUT = ("auto_map", "custom_pipelines", "id2label", "label2id")
+# entries of these files: code beside them, the classes that the CNN was trained on, the folders of the trainings
+LEFT_OUT = ("auto_map", "custom_pipelines", "id2label", "label2id", "_name_or_path")
 SOURCES = (
     "Photographs with five English sentences each. The vocabulary is of the training sentences; no photograph and no sentence "
     "is in the captioner. Its CNN, MobileNetV2 1.0, was trained on ImageNet: google-coral/test_data's "
-    "`tf2_mobilenet_v2_1.0_224_ptq.tflite` (Apache-2.0), dequantised, and frozen here."
+    "`tf2_mobilenet_v2_1.0_224_ptq.tflite` (Apache-2.0), dequantised; its upper half is finetuned here."
 )
 # photographs of the validation split that it has described wrongly, in words of this project
 SHOWN = {
@@ -87,19 +87,22 @@ def main():
 
 
 def train(args: PretrainedArguments, seed: int) -> Path:
-    """Train one seed in two stages, each only if it is not done; returns the folder of the captioner."""
-    folders = [Path(args.output_dir) / f"seed-{seed}" / stage for stage in ("cross_entropy", "self_critical")]
-    start: list[list] = [
-        ["flickr8k_attention.json", "--encoder_name_or_path", args.encoder_name_or_path, *SMALL],
-        ["flickr8k_self_critical.json", "--model_name_or_path", folders[0], *SELF_CRITICAL],
-    ]
-    for folder, (recipe, *options) in zip(folders, start, strict=True):
+    """Train one seed in three stages, each only if it is not done; returns the folder of the captioner."""
+    first, second, third = (
+        Path(args.output_dir) / f"seed-{seed}" / stage for stage in ("cross_entropy", "finetuned", "self_critical")
+    )
+    views = ["--num_feature_views", args.num_feature_views, "--features_cache_dir", cache(args)]
+    start: dict[Path, list] = {
+        first: ["flickr8k_attention.json", "--encoder_name_or_path", args.encoder_name_or_path, *SMALL, *views],
+        second: ["flickr8k_finetuned.json", "--model_name_or_path", first],
+        third: ["flickr8k_self_critical.json", "--model_name_or_path", second, "--num_beams", 3, *views],
+    }
+    for folder, (recipe, *options) in start.items():
         if (folder / "training_results.json").exists():
             continue
-        options += ["--num_feature_views", args.num_feature_views, "--features_cache_dir", cache(args)]
         options += ["--mixed_precision", args.mixed_precision, "--dataset_name", args.dataset_name, "--seed", seed]
         cnnrnn("train", RECIPES / recipe, *options, "--output_dir", folder, "--resume_from_checkpoint", "latest")
-    return folders[-1]
+    return third
 
 
 def cache(args: PretrainedArguments) -> Path:

@@ -71,9 +71,10 @@ def run(script, tmp_path, monkeypatch) -> list[tuple[str, dict]]:
 def test_the_best_of_three_seeds_is_packed_with_its_card(script, tmp_path, monkeypatch):
     script.SHOWN["7"] = "a blue circle"
     commands = run(script, tmp_path, monkeypatch)
-    assert [verb for verb, _ in commands] == ["train", "train", "evaluate"] * 3 + ["evaluate"]
+    assert [verb for verb, _ in commands] == ["train", "train", "train", "evaluate"] * 3 + ["evaluate"]
     assert {options["--seed"] for verb, options in commands if verb == "train"} == set(CIDER)
-    assert len({options["--features_cache_dir"] for verb, options in commands if verb == "train"}) == 1
+    stores = [options.get("--features_cache_dir") for verb, options in commands if verb == "train"]
+    assert stores == [str(tmp_path / "work" / "image_features"), None, str(tmp_path / "work" / "image_features")] * 3
     assert commands[-1][1]["--model_name_or_path"] == str(tmp_path / "packed")
     assert "seed-43" in commands[-1][1]["--output_dir"]
     (card,) = script.cards

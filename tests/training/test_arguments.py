@@ -113,7 +113,8 @@ CAPTIONERS = sorted(
 
 @pytest.mark.parametrize("recipe", CAPTIONERS, ids=lambda path: path.stem)
 def test_every_option_of_a_recipe_has_an_effect(recipe):
-    starts = {"flickr8k_attention": "encoder", "flickr8k_lstm": "encoder", "flickr8k_self_critical": "model"}
+    starts = {"flickr8k_attention": "encoder", "flickr8k_lstm": "encoder"}
+    starts |= {"flickr8k_finetuned": "model", "flickr8k_self_critical": "model"}
     start = {f"{starts[recipe.stem]}_name_or_path": "path"} if recipe.stem in starts else {}
     check(**json.loads(recipe.read_text()), **start)
 
