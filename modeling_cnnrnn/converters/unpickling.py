@@ -151,8 +151,9 @@ class RestrictedUnpickler(pickle._Unpickler):  # type: ignore[name-defined]
         names: what stands for further names.
     """
 
-    read: Any  # of the file, and `append` to the stack, while `load` runs
+    read: Any  # of the file, `append` to the stack and the `stack` itself, while `load` runs
     append: Any
+    stack: list
     dispatch: dict[int, Any] = {**pickle._Unpickler.dispatch}  # type: ignore[attr-defined, misc]  # noqa: RUF012
 
     def __init__(self, file: IO[bytes], stand_ins: Collection[str] = (), names: Mapping[str, Any] | None = None):
@@ -164,6 +165,13 @@ class RestrictedUnpickler(pickle._Unpickler):  # type: ignore[name-defined]
         if full_name not in self.names:
             raise Refused(f"it asks for {full_name}, which is neither an array nor a plain container")
         return self.names[full_name]
+
+    def load_build(self) -> None:
+        if not isinstance(self.stack[-2], Deferred | StandIn | PlainDict):
+            raise Refused(f"it gives a state to {self.stack[-2]!r:.80}")
+        super().load_build()
+
+    dispatch[pickle.BUILD[0]] = load_build
 
     def load_bytearray8(self) -> None:
         size = int.from_bytes(self.read(8), "little")

@@ -140,6 +140,14 @@ def test_what_is_damaged_is_refused_in_one_sentence(write, data):
         unpickle(write(data))
 
 
+def test_what_stands_for_a_name_is_not_changed(write):
+    defaults = unpickling._make_scalar.__defaults__
+    state = b"(N}S'__defaults__'\n(S'x'\ntst"  # (None, {"__defaults__": ("x",)})
+    with pytest.raises(ValueError, match="gives a state to"):
+        unpickle(write(b"cnumpy.core.multiarray\nscalar\n" + state + b"b."))
+    assert unpickling._make_scalar.__defaults__ == defaults
+
+
 def test_containers_that_hold_each_other_many_times_take_no_time(write):
     value = ()
     for _ in range(100):
