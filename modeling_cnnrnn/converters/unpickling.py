@@ -169,7 +169,7 @@ class RestrictedUnpickler(pickle._Unpickler):  # type: ignore[name-defined]
     def load_build(self) -> None:
         if not isinstance(self.stack[-2], Deferred | StandIn | PlainDict):
             raise Refused(f"it gives a state to {self.stack[-2]!r:.80}")
-        super().load_build()
+        super().load_build()  # type: ignore[misc]
 
     dispatch[pickle.BUILD[0]] = load_build
 
