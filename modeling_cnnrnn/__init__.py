@@ -16,13 +16,16 @@ if TYPE_CHECKING:
     from .models.configuration_alignment_cnnrnn import CnnRnnAlignmentConfig
     from .models.configuration_cnnrnn import CnnRnnConfig
     from .models.configuration_convnet_cnnrnn import ConvNetConfig
+    from .models.configuration_ensemble_cnnrnn import CnnRnnEnsembleConfig
     from .models.image_loading_cnnrnn import load_image
     from .models.modeling_alignment_cnnrnn import CnnRnnAlignmentModel, CnnRnnForImageTextRetrieval
     from .models.modeling_cnnrnn import CnnRnnForConditionalGeneration, CnnRnnModel, CnnRnnPreTrainedModel
     from .models.modeling_convnet_cnnrnn import ConvNetForImageClassification, ConvNetModel
+    from .models.modeling_ensemble_cnnrnn import CnnRnnEnsemble
     from .models.pipeline_cnnrnn import ImageToTextPipeline, pipeline
     from .models.processing_alignment_cnnrnn import CnnRnnAlignmentProcessor
     from .models.processing_cnnrnn import CnnRnnProcessor
+    from .models.processing_ensemble_cnnrnn import CnnRnnEnsembleProcessor
     from .models.recurrence_cnnrnn import CnnRnnCache
     from .models.regions_cnnrnn import detect_boxes
     from .models.tokenization_cnnrnn import build_tokenizer
@@ -36,6 +39,9 @@ __all__ = [
     "CnnRnnAlignmentProcessor",
     "CnnRnnCache",
     "CnnRnnConfig",
+    "CnnRnnEnsemble",
+    "CnnRnnEnsembleConfig",
+    "CnnRnnEnsembleProcessor",
     "CnnRnnForConditionalGeneration",
     "CnnRnnForImageTextRetrieval",
     "CnnRnnModel",
@@ -58,6 +64,9 @@ _FILES = {
     "CnnRnnAlignmentProcessor": "processing_alignment_cnnrnn",
     "CnnRnnCache": "recurrence_cnnrnn",
     "CnnRnnConfig": "configuration_cnnrnn",
+    "CnnRnnEnsemble": "modeling_ensemble_cnnrnn",
+    "CnnRnnEnsembleConfig": "configuration_ensemble_cnnrnn",
+    "CnnRnnEnsembleProcessor": "processing_ensemble_cnnrnn",
     "CnnRnnForConditionalGeneration": "modeling_cnnrnn",
     "CnnRnnForImageTextRetrieval": "modeling_alignment_cnnrnn",
     "CnnRnnModel": "modeling_cnnrnn",

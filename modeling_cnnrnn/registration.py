@@ -37,6 +37,7 @@ def _register_config() -> None:
 
     AutoConfig.register("cnnrnn", _ours("configuration").CnnRnnConfig, exist_ok=True)
     AutoConfig.register("cnnrnn_alignment", _ours("configuration_alignment").CnnRnnAlignmentConfig, exist_ok=True)
+    AutoConfig.register("cnnrnn_ensemble", _ours("configuration_ensemble").CnnRnnEnsembleConfig, exist_ok=True)
     AutoConfig.register("cnnrnn_onnx", _exported().CnnRnnOnnxConfig, exist_ok=True)
     AutoConfig.register("convnet", _ours("configuration_convnet").ConvNetConfig, exist_ok=True)
 
@@ -55,6 +56,9 @@ def _register_models() -> None:
     config, models = _ours("configuration_alignment").CnnRnnAlignmentConfig, _ours("modeling_alignment")
     AutoModel.register(config, models.CnnRnnAlignmentModel, exist_ok=True)
     AutoModelForZeroShotImageClassification.register(config, models.CnnRnnForImageTextRetrieval, exist_ok=True)
+    config, model = _ours("configuration_ensemble").CnnRnnEnsembleConfig, _ours("modeling_ensemble").CnnRnnEnsemble
+    AutoModel.register(config, model, exist_ok=True)
+    AutoModelForImageTextToText.register(config, model, exist_ok=True)
     config, model = _exported().CnnRnnOnnxConfig, _exported().CnnRnnOnnxForConditionalGeneration
     AutoModelForImageTextToText.register(config, model, exist_ok=True)
     config, models = _ours("configuration_convnet").ConvNetConfig, _ours("modeling_convnet")
@@ -68,6 +72,8 @@ def _register_processor() -> None:
     AutoProcessor.register(_ours("configuration").CnnRnnConfig, _ours("processing").CnnRnnProcessor, exist_ok=True)
     config, processor = _ours("configuration_alignment"), _ours("processing_alignment")
     AutoProcessor.register(config.CnnRnnAlignmentConfig, processor.CnnRnnAlignmentProcessor, exist_ok=True)
+    config, processor = _ours("configuration_ensemble"), _ours("processing_ensemble")
+    AutoProcessor.register(config.CnnRnnEnsembleConfig, processor.CnnRnnEnsembleProcessor, exist_ok=True)
     AutoProcessor.register(_exported().CnnRnnOnnxConfig, _ours("processing").CnnRnnProcessor, exist_ok=True)
 
 
@@ -109,6 +115,12 @@ _STEPS: dict[str, Callable[[], None]] = {
     f"{MODELS}.configuration_convnet_cnnrnn": lambda: _ours(
         "configuration_convnet"
     ).ConvNetConfig.register_for_auto_class(),
+    f"{MODELS}.configuration_ensemble_cnnrnn": lambda: _ours(
+        "configuration_ensemble"
+    ).CnnRnnEnsembleConfig.register_for_auto_class(),
+    f"{MODELS}.modeling_ensemble_cnnrnn": lambda: _ours("modeling_ensemble").CnnRnnEnsemble.register_for_auto_class(
+        "AutoModelForImageTextToText"
+    ),
     f"{MODELS}.modeling_convnet_cnnrnn": lambda: _ours(
         "modeling_convnet"
     ).ConvNetForImageClassification.register_for_auto_class("AutoModelForImageClassification"),

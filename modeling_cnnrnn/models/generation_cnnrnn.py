@@ -74,6 +74,8 @@ class _GenerationConfig(GenerationConfig):
 class CnnRnnGenerationMixin(GenerationMixin):
     """`generate` of a captioner: images or their features in, a recurrent state as the cache, prompts of a tokenizer."""
 
+    encoder_output_class: Any = CnnRnnEncoderOutput
+
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
         return False  # a cache of keys and values is not what an RNN remembers: the decoder makes a `CnnRnnCache`
@@ -138,7 +140,7 @@ class CnnRnnGenerationMixin(GenerationMixin):
         encoder_outputs, image_features = model_kwargs.get("encoder_outputs"), model_kwargs.get("image_features")
         if encoder_outputs is not None:
             # `generate` repeats them for its beams in place: a copy leaves those of the caller as they are
-            model_kwargs["encoder_outputs"] = CnnRnnEncoderOutput.of(encoder_outputs)
+            model_kwargs["encoder_outputs"] = self.encoder_output_class.of(encoder_outputs)
         elif inputs is None and model_kwargs.get("pixel_values") is None:
             if image_features is None:
                 raise ValueError("Pass `pixel_values`, `image_features` or `encoder_outputs`: it describes an image.")
