@@ -10,6 +10,7 @@ from .errors import user_errors
 DESCRIPTION = """
 Convert the checkpoint of another program to a captioner, which writes the same sentences.
 
+    cnnrnn convert model_id1-501-1448236541.t7 --output_dir outputs/neuraltalk2
     cnnrnn convert encoder-5-3000.ckpt decoder-5-3000.ckpt vocab.pkl --output_dir outputs/tutorial
 
 The program is guessed from the files; --from names it. Nothing that the files hold is run.

@@ -71,3 +71,9 @@ def squash(size: int, crop_size: int | None = None, **options: Any) -> BitImageP
         crop_size={"height": side, "width": side},
         **{**normalization, **options},
     )
+
+
+def order_gates(rows: torch.Tensor) -> torch.Tensor:
+    """Order the rows of an LSTM, `(4 * hidden_size, ...)`, from input, forget, output, candidate to torch's order."""
+    in_gate, forget_gate, out_gate, candidate = rows.float().chunk(4)
+    return torch.cat([in_gate, forget_gate, candidate, out_gate])

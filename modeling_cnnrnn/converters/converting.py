@@ -8,13 +8,17 @@ from typing import Any
 import torch
 
 from ..files import whole_folder
-from . import neuraltalk2, pytorch_tutorial
+from . import neuraltalk, neuraltalk2, pytorch_tutorial
 from .converted import Converted
 from .files import open_checkpoint
 
 
 # each has the `FILES` of a checkpoint with what tells them, `STAND_INS` for the classes in them, and `convert`
-FORMATS: dict[str, ModuleType] = {"neuraltalk2": neuraltalk2, "pytorch_tutorial": pytorch_tutorial}
+FORMATS: dict[str, ModuleType] = {
+    "neuraltalk": neuraltalk,
+    "neuraltalk2": neuraltalk2,
+    "pytorch_tutorial": pytorch_tutorial,
+}
 
 
 def convert_checkpoint(checkpoint: Sequence[str], output_dir: str | Path, format: str | None = None) -> Path:

@@ -13,7 +13,7 @@ from PIL.Image import Resampling
 from transformers import BitImageProcessorPil
 
 from ..models.configuration_convnet_cnnrnn import ConvNetConfig
-from .converted import Converted, squash
+from .converted import Converted, order_gates, squash
 from .torch7_files import Table
 from .vocabulary import PUNCTUATION, Vocabulary
 
@@ -22,7 +22,6 @@ STAND_INS = ()
 IMAGE_SIZE, CROP_SIZE = 256, 224
 VGG_MEAN = (123.68, 116.779, 103.939)  # of red, green and blue in [0, 255]
 PASSED_OVER = ("ReLU", "Dropout", "View", "Reshape")  # the layers of a `ConvNetModel` have them
-LSTM_GATES = (0, 1, 3, 2)  # torch's order of input, forget, output gate and candidate
 
 
 def is_checkpoint(content: Any) -> bool:
@@ -65,12 +64,6 @@ def convert(checkpoint: Table) -> Converted:
     }
     generation = {"max_length": int(model["seq_length"]) + 1, "num_beams": 2, "length_penalty": 0.0}
     return Converted(vocab, config, weights, _image_processor(), generation)
-
-
-def order_gates(rows: torch.Tensor) -> torch.Tensor:
-    """Order the rows of an LSTM, `(4 * hidden_size, ...)`, from input, forget, output, candidate to torch's order."""
-    blocks = rows.float().chunk(4)
-    return torch.cat([blocks[i] for i in LSTM_GATES])
 
 
 def _named_modules(graph: Table) -> dict[str, Table]:

@@ -28,6 +28,8 @@ class CnnRnnConfig(CnnRnnPreTrainedConfig):
         vision_feature_layer (`int`, *optional*, defaults to -1):
             The layer of the CNN whose features are used: -1 is its `last_hidden_state`, any other number indexes its
             `hidden_states` (0 is the stem; negative numbers count from the end).
+        feature_size (`int`, *optional*):
+            Number of channels of image features that come from outside (`image_features`): there is then no `encoder`.
         vocab_size (`int`, *optional*, defaults to 10000):
             Number of words, special tokens included.
         rnn_type (`str`, *optional*, defaults to `"lstm"`):
@@ -118,6 +120,7 @@ class CnnRnnConfig(CnnRnnPreTrainedConfig):
 
     encoder: dict | PreTrainedConfig | None = None
     vision_feature_layer: int = -1
+    feature_size: int | None = None
     vocab_size: int = 10000
     rnn_type: Literal["lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_maxout", "lstm_linear_output"] = "lstm"
     hidden_size: int = 512
@@ -153,6 +156,8 @@ class CnnRnnConfig(CnnRnnPreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
+        if self.feature_size is not None:
+            self.encoder = None  # of which the base class makes a ResNet
         if self.decoder_start_token_id is None:
             self.decoder_start_token_id = self.bos_token_id
 
@@ -184,8 +189,9 @@ class CnnRnnConfig(CnnRnnPreTrainedConfig):
     def validate_architecture(self):
         """Check conditions on several fields; run by `@strict` when the configuration is made."""
         self._check_positive("vocab_size", "hidden_size", "embedding_size", "num_hidden_layers", "attention_size")
-        if self.region_size is not None:
-            self._check_positive("region_size")
+        for name in ("region_size", "feature_size"):
+            if getattr(self, name) is not None:
+                self._check_positive(name)
         self._check_size()
         self._check_shares("dropout", "embedding_dropout", "feature_dropout", "label_smoothing")
         if self.attention_regularization < 0:
@@ -253,10 +259,11 @@ class CnnRnnConfig(CnnRnnPreTrainedConfig):
 
     def _check_size(self):
         """Refuse a model that would fill the memory, before any of it is allocated."""
-        self._check_encoder_size()
+        if self.encoder is not None:
+            self._check_encoder_size()
         if self.num_hidden_layers > MAX_LAYERS:
             raise ValueError(f"`num_hidden_layers` is {self.num_hidden_layers}: pass a number up to {MAX_LAYERS}.")
-        size = max(self.hidden_size, self.embedding_size, self.region_size or 0)
+        size = max(self.hidden_size, self.embedding_size, self.region_size or 0, self.feature_size or 0)
         parameters = size * (self.vocab_size + 8 * size * self.num_hidden_layers + self.attention_size)
         if parameters > MAX_PARAMETERS:
             raise ValueError(

@@ -57,9 +57,13 @@ class CnnRnnImageEncoder(CnnRnnPreTrainedModel):
 
     def __init__(self, config: CnnRnnPreTrainedConfig):
         super().__init__(config)
-        is_convnet = getattr(config.encoder, "model_type", None) == ConvNetConfig.model_type
-        # the Auto class of transformers does not know it where this package is not installed
-        self.cnn = ConvNetModel._from_config(config.encoder) if is_convnet else AutoModel.from_config(config.encoder)
+        if config.encoder is None:  # type: ignore[attr-defined]
+            self.cnn = nn.Module()  # features come from outside
+        elif config.encoder.model_type == ConvNetConfig.model_type:  # type: ignore[attr-defined]
+            # the Auto class of transformers does not know it where this package is not installed
+            self.cnn = ConvNetModel._from_config(config.encoder)
+        else:
+            self.cnn = AutoModel.from_config(config.encoder)
         self.checkpoint = _Checkpoint()
         self._centers: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
 
@@ -147,6 +151,7 @@ class CnnRnnImageEncoder(CnnRnnPreTrainedModel):
         Returns:
             The middles of the rows `(H',)` and of the columns `(W',)`, in parts of the height and the width.
         """
+        self._check_has_cnn()
         if (height, width) not in self._centers:
             num_channels = getattr(self.config.encoder, "num_channels", 3)
             # in float32: processors are slow at gradients of half precision, or have none
@@ -161,7 +166,15 @@ class CnnRnnImageEncoder(CnnRnnPreTrainedModel):
             self._centers[height, width] = rows / height, columns / width
         return self._centers[height, width]
 
+    def _check_has_cnn(self):
+        if self.config.encoder is None:
+            raise ValueError(
+                "This captioner has no CNN of its own: pass `image_features` in place of `pixel_values`, "
+                f"(batch_size, num_regions, {self.config.feature_size}), from the CNN or the detector that it was trained with."
+            )
+
     def _check_pixel_values(self, pixel_values: torch.Tensor):
+        self._check_has_cnn()
         num_channels = getattr(self.config.encoder, "num_channels", 3)
         if pixel_values.ndim != 4 or pixel_values.shape[1] != num_channels:
             raise ValueError(
@@ -181,7 +194,7 @@ class CnnRnnEncoder(CnnRnnImageEncoder):
 
     def __init__(self, config: CnnRnnConfig):
         super().__init__(config)
-        self.num_channels = self._num_feature_channels()
+        self.num_channels = config.feature_size or self._num_feature_channels()
         region_size = config.region_size or config.embedding_size
         if config.feature_projection == "none":
             if config.region_size is None:

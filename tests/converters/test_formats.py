@@ -3,7 +3,7 @@
 import pytest
 import torch
 from support.old_checkpoints import WRITERS, read_golden, write_checkpoint
-from support.old_weights import draw_pixels
+from support.old_weights import draw_features, draw_pixels
 
 from modeling_cnnrnn.converters.converting import read_checkpoint
 
@@ -16,6 +16,9 @@ def converted(request, tmp_path_factory):
 
 
 def images_of(golden) -> dict[str, torch.Tensor]:
+    if "feature_size" in golden:
+        features = draw_features(len(golden["tokens"]), golden.get("num_regions", 1), golden["feature_size"])
+        return {"image_features": torch.from_numpy(features)}
     return {"pixel_values": torch.from_numpy(draw_pixels(len(golden["tokens"]), golden["image_size"]))}
 
 

@@ -187,3 +187,17 @@ def test_gradient_checkpointing_goes_by_its_old_name_too(tiny_model, pixel_value
     runs = count_runs(tiny_model)
     tiny_model(pixel_values, labels=labels).loss.backward()
     assert len(runs) == 2
+
+
+def test_a_captioner_without_a_cnn_reads_features_from_outside(make_config, tmp_path):
+    CnnRnnForConditionalGeneration(make_config(feature_size=20)).save_pretrained(tmp_path)
+    model = CnnRnnForConditionalGeneration.from_pretrained(tmp_path)
+    assert model.config.encoder is None
+    assert not any(".cnn." in name for name in model.state_dict())
+    model.train().eval()
+    assert model.generate(image_features=torch.randn(2, 3, 20), max_length=5).shape[0] == 2
+    for call in (model.generate, model.get_encoder().get_image_features):
+        with pytest.raises(ValueError, match=r"pass `image_features`.*20"):
+            call(pixel_values=torch.zeros(1, 3, 32, 32))
+    with pytest.raises(ValueError, match=r"pass `image_features`.*20"):
+        model.get_encoder().cell_centers(32, 32)

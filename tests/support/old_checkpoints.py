@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
 from support.old_weights import draw_weights
 from support.paths import ROOT
@@ -103,7 +104,35 @@ def write_neuraltalk2(folder: Path, golden: dict[str, Any]) -> list[str]:
     return [str(path)]
 
 
-WRITERS = {"neuraltalk2": write_neuraltalk2, "pytorch_tutorial": write_pytorch_tutorial}
+def neuraltalk_weights(golden: dict[str, Any]) -> dict[str, Any]:
+    """The matrices of NeuralTalk, in float64; they stand on the left of what they multiply."""
+    weights = draw_weights({name: shape[::-1] for name, shape in golden["layout"].items()}, golden["seed"], 2.0)
+    return {name: weight.T.astype(np.float64) * golden["scales"].get(name, 1) for name, weight in weights.items()}
+
+
+def write_neuraltalk(folder: Path, golden: dict[str, Any]) -> list[str]:
+    words = golden["words"]
+    checkpoint = {
+        "model": neuraltalk_weights(golden),
+        "params": golden["params"],
+        "wordtoix": {"#START#": 0, **{word: i for i, word in enumerate(words[1:], 1)}},
+        "ixtoword": dict(enumerate(words)),
+        "perplexity": np.float64(9.5),
+        "epoch": 1.5,
+    }
+    path = folder / "model_checkpoint_flickr8k.p"
+    path.write_bytes(pickle.dumps(checkpoint, protocol=0))
+    return [str(path)]
+
+
+WRITERS = {
+    "neuraltalk-lstm": write_neuraltalk,
+    "neuraltalk-lstm-tanh": write_neuraltalk,
+    "neuraltalk-rnn": write_neuraltalk,
+    "neuraltalk-rnn-once": write_neuraltalk,
+    "neuraltalk2": write_neuraltalk2,
+    "pytorch_tutorial": write_pytorch_tutorial,
+}
 
 
 def write_checkpoint(name: str, folder: Path) -> list[str]:

@@ -30,3 +30,9 @@ def draw_pixels(batch_size: int, size: int, seed: int = 1) -> np.ndarray:
     """Draw `pixel_values` `(batch_size, 3, size, size)` in float32, each image of another contrast."""
     pixels = np.random.default_rng(seed).standard_normal((batch_size, 3, size, size), dtype=np.float32)
     return pixels * np.linspace(0.5, 3, batch_size, dtype=np.float32)[:, None, None, None]
+
+
+def draw_features(batch_size: int, num_regions: int, size: int, seed: int = 2) -> np.ndarray:
+    """Draw image features behind a ReLU, `(batch_size, num_regions, size)` in float32, with another mean for each image."""
+    features = np.random.default_rng(seed).standard_normal((batch_size, num_regions, size), dtype=np.float32)
+    return np.maximum(features + np.random.default_rng(seed + 1).standard_normal((batch_size, 1, size)), 0).astype("f4")
