@@ -4,7 +4,7 @@ Score alignments on images that they have never seen: retrieval in both directio
     python examples/evaluate_alignment.py --model_name_or_path outputs/alignment --dataset_name photographs --split test \
         --output_dir outputs/alignment/evaluation
 
-Several models are an ensemble, whose scores are added. `--hub_split train` lowers the scores of captions that fit many images
+Several models are an ensemble, whose scores are averaged. `--hub_split train` lowers the scores of captions that fit many images
 of that split (CSLS), which changes the order of captions alone; then those of images that fit many of its captions.
 `--captioner_name_or_path` ranks the first hundred results of each query again by a captioner. `--fold_size 1000` is the 1K
 protocol on COCO's 5,000 images, without it 5K.
@@ -65,7 +65,9 @@ class AlignmentEvaluationArguments(DatasetArguments):
     captioner_name_or_path: str | None = field(
         default=None, metadata={"help": "Captioner that ranks the first results again, of the Hub or a folder."}
     )
-    captioner_weight: float = field(default=0.05, metadata={"help": "Weight of the captioner's log-probability."})
+    captioner_weight: float = field(
+        default=0.005, metadata={"help": "Weight of a nat of the captioner's beside the scores."}
+    )
     num_reranked: int = field(default=100, metadata={"help": "Results of a query that the captioner ranks again."})
     features_cache_dir: str | None = field(default=None, metadata={"help": "Folder to keep the image features in."})
     gallery_size: int = field(default=200, metadata={"help": "Pictures on the page gallery.html; 0 writes no page."})
@@ -85,10 +87,10 @@ def main():
     rows = load_split(args, args.split, args.max_eval_samples)
     others = load_split(args, args.hub_split, args.hub_samples) if args.hub_split else None
 
-    # 2. Each model scores all images with all captions; the scores of several are added
+    # 2. Each model scores all images with all captions; the scores of several are averaged
     scored = [score(args, accelerator, name, rows, others) for name in args.model_name_or_path]
     dataset, found, _ = scored[-1]
-    total: Any = sum(scores.scores for _, scores, _ in scored)
+    total: Any = np.mean([scores.scores for _, scores, _ in scored], axis=0)
     counts = found.captions_per_image
     texts = [caption for row in found.rows for caption in rows["captions"][row]]
     if len(texts) != total.shape[1]:
@@ -99,9 +101,9 @@ def main():
     # 3. The metrics; then again with the order of captions corrected, and with the captioner's opinion
     results: dict[str, Any] = {"alignment": flat_metrics(total, counts, args.fold_size)}
     if others is not None:
-        total = less_hubs(total, sum(hubs["images"] for _, _, hubs in scored))
+        total = less_hubs(total, np.mean([hubs["images"] for _, _, hubs in scored], axis=0))
         results["less hubs"] = flat_metrics(total, counts, args.fold_size)
-        near = sum(hubs["captions"] for _, _, hubs in scored)
+        near = np.mean([hubs["captions"] for _, _, hubs in scored], axis=0)
         total = less_hubs(total.T, near.T, min(CAPTIONS_NEAR_AN_IMAGE, near.shape[1]), IMAGE_WEIGHT).T
         results["less hubs both ways"] = flat_metrics(total, counts, args.fold_size)
     if args.captioner_name_or_path:
