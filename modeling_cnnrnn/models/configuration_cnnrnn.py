@@ -28,6 +28,9 @@ class CnnRnnConfig(CnnRnnPreTrainedConfig):
         vision_feature_layer (`int`, *optional*, defaults to -1):
             The layer of the CNN whose features are used: -1 is its `last_hidden_state`, any other number indexes its
             `hidden_states` (0 is the stem; negative numbers count from the end).
+        feature_map_size (`int`, *optional*):
+            Side of the square grid that the feature map is averaged to, whatever the size of the image; also to a larger
+            one (14 in a well-known Show, Attend and Tell in PyTorch). By default the grid is that of the CNN.
         feature_size (`int`, *optional*):
             Number of channels of image features that come from outside (`image_features`): there is then no `encoder`.
         vocab_size (`int`, *optional*, defaults to 10000):
@@ -120,6 +123,7 @@ class CnnRnnConfig(CnnRnnPreTrainedConfig):
 
     encoder: dict | PreTrainedConfig | None = None
     vision_feature_layer: int = -1
+    feature_map_size: int | None = None
     feature_size: int | None = None
     vocab_size: int = 10000
     rnn_type: Literal["lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_maxout", "lstm_linear_output"] = "lstm"
@@ -189,7 +193,7 @@ class CnnRnnConfig(CnnRnnPreTrainedConfig):
     def validate_architecture(self):
         """Check conditions on several fields; run by `@strict` when the configuration is made."""
         self._check_positive("vocab_size", "hidden_size", "embedding_size", "num_hidden_layers", "attention_size")
-        for name in ("region_size", "feature_size"):
+        for name in ("region_size", "feature_map_size", "feature_size"):
             if getattr(self, name) is not None:
                 self._check_positive(name)
         self._check_size()

@@ -90,6 +90,13 @@ class CnnRnnImageEncoder(CnnRnnPreTrainedModel):
         return features.shape[1]
 
     def _feature_map(self, cnn: nn.Module, pixel_values: torch.Tensor, output_hidden_states: bool = False):
+        feature_map, hidden_states = self._run_cnn(cnn, pixel_values, output_hidden_states)
+        size = getattr(self.config, "feature_map_size", None)
+        if size is not None and feature_map.ndim == 4:
+            feature_map = nn.functional.adaptive_avg_pool2d(feature_map, size)
+        return feature_map, hidden_states
+
+    def _run_cnn(self, cnn: nn.Module, pixel_values: torch.Tensor, output_hidden_states: bool):
         layer = self.config.vision_feature_layer
         outputs = cnn(pixel_values, output_hidden_states=output_hidden_states or layer != -1, return_dict=True)
         if layer == -1:

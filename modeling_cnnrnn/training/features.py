@@ -203,6 +203,8 @@ def features_fingerprint(model: CnnRnnPreTrainedModel, processor: CnnRnnProcesso
     ]
     if (_grid_size(model) or 1) > 1:
         settings.append(f"grid {_grid_size(model)}")
+    if getattr(model.config, "feature_map_size", None):
+        settings.append(f"feature map {model.config.feature_map_size}")
     if torch.is_autocast_enabled(model.device.type):
         settings.append(str(torch.get_autocast_dtype(model.device.type)))
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())

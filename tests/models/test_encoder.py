@@ -201,3 +201,13 @@ def test_a_captioner_without_a_cnn_reads_features_from_outside(make_config, tmp_
             call(pixel_values=torch.zeros(1, 3, 32, 32))
     with pytest.raises(ValueError, match=r"pass `image_features`.*20"):
         model.get_encoder().cell_centers(32, 32)
+
+
+def test_the_feature_map_is_averaged_to_a_grid_of_any_size(make_model, pixel_values):
+    model = make_model(attention_type="additive")
+    plain = model.get_encoder().compute_feature_map(pixel_values)[0]  # (B, 16, 4, 4)
+    model.config.feature_map_size = 6
+    regions, _ = model.get_encoder().get_image_features(pixel_values)
+    grid = regions.transpose(1, 2).unflatten(2, (6, 6))
+    assert_close(grid[..., 1, 1], plain[..., 0:2, 0:2].mean(dim=(2, 3)))  # cell 1 of 6 covers 4/6 to 8/6
+    assert_close(grid[..., 5, 0], plain[..., 3, 0])

@@ -3,6 +3,7 @@
 import json
 import pickle
 import sys
+import warnings
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -125,6 +126,47 @@ def write_neuraltalk(folder: Path, golden: dict[str, Any]) -> list[str]:
     return [str(path)]
 
 
+def show_attend_tell_weights(golden: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    encoder, decoder = draw_weights(golden["encoder"], 0, 3.0), draw_weights(golden["decoder"], golden["seed"], 3.0)
+    decoder["fc.bias"][[golden["words"].index(word) for word in ("<pad>", "<start>", "<end>")]] = -30, -30, 1.5
+    return encoder, decoder
+
+
+def write_show_attend_tell(folder: Path, golden: dict[str, Any]) -> list[str]:
+    encoder_weights, decoder_weights = show_attend_tell_weights(golden)
+    module = ModuleType("models")
+    for name in ("Encoder", "DecoderWithAttention", "Attention"):
+        setattr(module, name, type(name, (torch.nn.Module,), {"__module__": "models"}))
+    encoder = _make_modules(as_tensors(encoder_weights), {"": module.Encoder})
+    encoder.enc_image_size = golden["enc_image_size"]
+    kinds = {"": module.DecoderWithAttention, "attention": module.Attention}
+    decoder = _make_modules(as_tensors(decoder_weights), kinds)
+    path = folder / "BEST_checkpoint_coco.pth.tar"
+    state = {"epoch": 3, "encoder": encoder, "decoder": decoder, "encoder_optimizer": None}
+    with patch.dict(sys.modules, {"models": module}), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of sources that are not there
+        torch.save(state, path, _use_new_zipfile_serialization=False)
+    words = {word: i for i, word in enumerate(golden["words"])}
+    (folder / "WORDMAP_coco.json").write_text(json.dumps(words))
+    return [str(path), str(folder / "WORDMAP_coco.json")]
+
+
+def _make_modules(weights: dict[str, torch.Tensor], kinds: dict[str, type]) -> torch.nn.Module:
+    """Make a tree of modules with these parameters; `kinds` are the classes of some, by their names."""
+    root = kinds[""]()
+    for name, value in weights.items():
+        module, path = root, name.split(".")
+        for depth, part in enumerate(path[:-1], 1):
+            if part not in module._modules:
+                module.add_module(part, kinds.get(".".join(path[:depth]), torch.nn.Module)())
+            module = module._modules[part]
+        if "running" in name or not value.is_floating_point():
+            module.register_buffer(path[-1], value)
+        else:
+            module.register_parameter(path[-1], torch.nn.Parameter(value))
+    return root
+
+
 WRITERS = {
     "neuraltalk-lstm": write_neuraltalk,
     "neuraltalk-lstm-tanh": write_neuraltalk,
@@ -132,6 +174,7 @@ WRITERS = {
     "neuraltalk-rnn-once": write_neuraltalk,
     "neuraltalk2": write_neuraltalk2,
     "pytorch_tutorial": write_pytorch_tutorial,
+    "show_attend_tell": write_show_attend_tell,
 }
 
 
