@@ -41,6 +41,7 @@ from modeling_cnnrnn.training.arguments import (
 )
 from modeling_cnnrnn.training.caption_trainer import CaptionTrainer
 from modeling_cnnrnn.training.captioning import (
+    CaptionerNetworks,
     build_captioner,
     build_datasets,
     check_environment,
@@ -92,6 +93,7 @@ def main():
             "training": asdict(args),
             "stages": asdict(stage_args),
         },
+        networks=CaptionerNetworks(model, processor, model_args, args, stage_args, accelerator),
     )
     trainer.train()
 

@@ -11,7 +11,7 @@ from torch import nn
 from .pictures import draw_filters, draw_maps
 
 
-MAX_LAYERS = 40  # with norms and activations; networks of more are shown without these
+MAX_LAYERS = 24  # with norms and activations; networks of more are shown without these
 MAX_DRAWN = 24  # layers whose maps are drawn; of the others there are numbers alone
 COMPUTING = ("conv", "linear", "pooling", "rnn", "sparse")  # modules of torch.nn
 

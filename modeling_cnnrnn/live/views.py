@@ -197,6 +197,7 @@ class CaptionerView(View):
         maps = caption.attention_over(find_view(self.processor, image)) if caption.attention is not None else None
         words: list[dict[str, Any]] = []
         for index, (text, probability) in enumerate(zip(caption.words, caption.word_probabilities, strict=True)):
+            text = "(end)" if text == self.processor.tokenizer.eos_token else text
             word: dict[str, Any] = {"text": text, "probability": round(probability, 4)}
             if maps is not None:
                 cells = maps[index] / max(float(maps[index].max()), 1e-12)

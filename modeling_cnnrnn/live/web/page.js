@@ -1,6 +1,6 @@
 const $ = (id) => document.getElementById(id);
 const key = new URLSearchParams(location.search).get("key");
-const state = { points: [], ...saved, ...(saved && { points: saved.points.points }) };
+const state = { ...saved, points: saved?.points?.points ?? [] };
 const MAX_BYTES = 8 * 2 ** 20;
 const LABELS = { per_device_train_batch_size: "batch size" };
 const COLORS = ["#3b6fd4", "#d2691e", "#2e8b57", "#9a5fc0", "#b8860b"];
@@ -17,7 +17,8 @@ function number(x) {
   const size = Math.abs(x);
   return size >= 1e6 ? (x / 1e6).toPrecision(3) + "M" : size && size < 1e-3 ? x.toExponential(1) : String(+x.toPrecision(4));
 }
-function note(text) { $("note").textContent = text; $("note").hidden = !text; }
+/** Say what went wrong with a wish, or in `lost` that nobody answers. */
+function note(text, place = "note") { $(place).textContent = text; $(place).hidden = !text; }
 
 // --- What the page shows ---
 
@@ -275,9 +276,9 @@ function take({ points, ...parts }) {
 }
 function listen() {
   const source = new EventSource(`news?key=${key}`);
-  source.onmessage = (event) => { note(""); take(JSON.parse(event.data)); };
+  source.onmessage = (event) => { note("", "lost"); take(JSON.parse(event.data)); };
   source.addEventListener("end", () => source.close());
-  source.onerror = () => note("The training cannot be reached: it has ended, or is busy. What it showed last stays here.");
+  source.onerror = () => note("The training cannot be reached: it has ended, or is busy. What it showed last stays here.", "lost");
 }
 async function post(path, body) {
   try {
