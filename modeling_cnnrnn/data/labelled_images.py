@@ -6,7 +6,7 @@ Images are not decoded here.
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -75,10 +75,30 @@ def load_labelled_dataset(
         logger.info("`%s`: %s.", name, columns)
         files = files_of_dataset(name, root, images, cache)
         classes = _classes(raw, columns.label)
+        left_out(
+            shown(name), "folders without a picture, which are no class", empty_folders(root or name, classes.values())
+        )
         splits = {split: _standardize(rows, split, columns, classes, files) for split, rows in raw.items()}
     except (OSError, ValueError, pa.ArrowException) as error:
         raise ValueError(f"The dataset `{name}` cannot be used: {' '.join(str(error).split())}") from error
     return DatasetDict({split: rows for split, rows in splits.items() if len(rows)})
+
+
+def empty_folders(root: str, classes: Iterable[str]) -> list[str]:
+    """Name the folders beside those of the classes of a dataset, or of its splits, in which there is nothing."""
+    names, empty = {*classes}, []
+    for place in (root, *_folders(root)):
+        folders = _folders(place)
+        if names & {os.path.basename(folder) for folder in folders}:
+            empty += [os.path.relpath(folder, root) for folder in folders if not os.listdir(folder)]
+    return empty
+
+
+def _folders(place: str) -> list[str]:
+    """List the folders in a folder; none where it is no folder, as of a dataset of the Hub."""
+    if not os.path.isdir(place):
+        return []
+    return sorted(entry.path for entry in os.scandir(place) if entry.is_dir() and not entry.name.startswith("."))
 
 
 def load_labelled_dataset_from(arguments: LabelledDatasetArguments) -> DatasetDict:

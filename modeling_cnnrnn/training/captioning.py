@@ -262,7 +262,8 @@ class CaptionerNetworks(Networks):
 
 
 def _encoder_settings(model: PreTrainedModel) -> dict[str, Any]:
-    return model.get_encoder().cnn.config.to_diff_dict()
+    config = model.config.encoder
+    return config.to_diff_dict() if isinstance(config, PreTrainedConfig) else {}
 
 
 def prepare_encoder(

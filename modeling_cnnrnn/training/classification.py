@@ -85,7 +85,7 @@ def load_splits(
 
 
 def _check_classes(train_rows: datasets.Dataset) -> None:
-    """Refuse to learn one class, and name the classes of which there is no image."""
+    """Refuse to learn one class."""
     names = train_rows.features["label"].names
     present = set(train_rows["label"][:])
     if len(present) < 2:
@@ -93,8 +93,6 @@ def _check_classes(train_rows: datasets.Dataset) -> None:
             f"All {len(train_rows)} images to train on are of the class '{names[min(present)]}': a classifier takes two or "
             "more."
         )
-    if absent := [name for label, name in enumerate(names) if label not in present]:
-        logger.warning("%d of %d classes have no image to train on: %s.", len(absent), len(names), some(absent))
 
 
 def build_classifier(
@@ -274,6 +272,9 @@ def build_datasets(
     """
     augmentation: dict[str, Any] = {"max_shift": data_args.max_shift, "flip": data_args.flip, "seed": args.seed}
     train_dataset = LabelledImages(train_rows, image_processor, "the training images", **augmentation)
+    names, present = train_rows.features["label"].names, set(train_dataset.labels.tolist())
+    if absent := [name for label, name in enumerate(names) if label not in present]:
+        logger.warning("%d of %d classes have no image to train on: %s.", len(absent), len(names), some(absent))
     return train_dataset, LabelledImages(eval_rows, image_processor, "the validation images")
 
 

@@ -58,6 +58,12 @@ def test_a_folder_for_each_class_is_read_whatever_the_kind_of_its_pictures(folde
     assert "Left out of these: images that cannot be read (1): `bee/broken.png" in caplog.text
 
 
+def test_a_folder_without_a_picture_is_named(folder, caplog):
+    (folder / "cat").mkdir()
+    assert load_labelled_dataset(folder)["train"].features["label"].names == ["ant", "bee"]
+    assert "folders without a picture, which are no class (1): `cat`" in caplog.text
+
+
 def test_columns_are_found_and_said(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     name = parquet(tmp_path, fine_label=["x", "y"] * 3, category=[0, 1, 2] * 2)

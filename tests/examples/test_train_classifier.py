@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -133,6 +134,18 @@ def test_a_mistake_is_explained_in_a_sentence(pictures, tmp_path, options, sente
     with pytest.raises(SystemExit) as error:
         train(pictures, tmp_path, **options)
     assert sentence in str(error.value)
+
+
+def test_pictures_that_cannot_be_read_and_classes_without_any_are_named(pictures, tmp_path, caplog):
+    shutil.copytree(pictures, tmp_path / "pictures")
+    for path in (tmp_path / "pictures/train/red").iterdir():
+        path.write_bytes(path.read_bytes()[:50])
+    Image.new("L", (16, 16)).save(tmp_path / "pictures/train/blue/grey.png")
+    train(tmp_path / "pictures", tmp_path / "out", max_train_steps=1, eval_epochs=9)
+    assert "Left out of the training images: images that cannot be read (8): `red/0.png" in caplog.text
+    assert "1 of 3 classes have no image to train on: `red`." in caplog.text
+    broken = json.loads((tmp_path / "out/training_results.json").read_text())["broken_images"]
+    assert len(broken) == 8
 
 
 @pytest.mark.slow

@@ -81,6 +81,7 @@ def training(tmp_path, monkeypatch):
             trainer.error = error
 
     thread = threading.Thread(target=train)
+    trainer.thread = thread
     thread.start()
     yield trainer
     trainer.live.tracker.wish({"paused": False, "stop": True})
@@ -232,6 +233,7 @@ def test_a_loss_that_is_not_finite_is_shown(training, open_page):
     training.compute_loss = lambda *arguments: compute_loss(*arguments) * float("nan")
     page.wait_for_selector("#status.failed")
     assert "pass a smaller --learning_rate" in page.locator("#status").text_content()
+    training.thread.join(60)
     assert "nan at step" in str(training.error)
 
 
