@@ -67,7 +67,7 @@ def evaluate(args: EvaluationArguments) -> None:
     model = CnnRnnForConditionalGeneration.from_pretrained(dtype=torch.float32, **place)
     model = accelerator.prepare_model(model, evaluation_mode=True).eval()
 
-    stored = _stored_features(model, processor, rows, args, accelerator) if args.features_cache_dir else {}
+    stored = _stored_features(model, processor, rows, args, accelerator)
     dataset = CaptionDataset(rows, processor, max(map(len, references)), **stored)
     dataset.check(args.split)
     logger.info("%d images of %s, split %s.", len(dataset), args.dataset_name, args.split)
@@ -97,7 +97,18 @@ def evaluate(args: EvaluationArguments) -> None:
 
 
 def _stored_features(model, processor, rows, args: EvaluationArguments, accelerator) -> dict[str, Any]:
-    """Read what the CNN sees in the images from its store, or compute and store it."""
+    """Open the regions that a detector has found, or what the CNN sees in the images, which is computed and stored once."""
+    from ..data.region_features import open_region_features
+
+    regions = open_region_features(rows, args.region_features) if model.config.feature_size is not None else None
+    if regions is not None:
+        return {"image_features": regions, "broken": regions.missing}
+    if model.config.feature_size is not None:
+        raise ValueError("this captioner reads regions of a detector: pass `region_features`.")
+    if args.region_features is not None:
+        raise ValueError(f"`region_features` is {args.region_features}, and this captioner reads images: leave it out.")
+    if not args.features_cache_dir:
+        return {}
     from ..training.features import compute_image_features
 
     with accelerator.main_process_first(), accelerator.autocast():

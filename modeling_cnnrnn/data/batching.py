@@ -10,11 +10,13 @@ import datasets
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from ..models.loss_cnnrnn import IGNORE_INDEX
 from ..models.processing_cnnrnn import CnnRnnProcessor, load_image
 from ..models.processor_checks_cnnrnn import needed_side
+from .region_features import RegionFeatures
 from .reporting import left_out, some
 
 
@@ -39,7 +41,8 @@ class CaptionDataset(Dataset):
         max_length: longest caption in tokens, with the end token; longer ones are cut before it.
         augmentation: a callable from an RGB image and a `random.Random` to an RGB image.
         image_features: in place of the images, stored features `(num_images, num_regions, num_feature_channels)`; or
-            a list of these, one for each view of the images, one of which is chosen for each image and epoch.
+            a list of these, one for each view of the images, one of which is chosen for each image and epoch; or those
+            of a detector, of any number of regions for each image.
         broken: rows known to be broken, each with the reason; others are found when they are opened.
         preload: keep the processed images in memory.
         draft: decode a JPEG that is three or more times as large as the processor needs at a half, a quarter or an
@@ -61,7 +64,7 @@ class CaptionDataset(Dataset):
         captions_per_image: int = 5,
         max_length: int = 32,
         augmentation=None,
-        image_features: np.ndarray | Sequence[np.ndarray] | None = None,
+        image_features: np.ndarray | RegionFeatures | Sequence[np.ndarray] | None = None,
         broken: Mapping[int, str] | None = None,
         preload: bool = False,
         draft: bool = False,
@@ -70,9 +73,11 @@ class CaptionDataset(Dataset):
         if preload and (augmentation is not None or image_features is not None):
             other = "augmentation" if augmentation is not None else "image_features"
             raise ValueError(f"`preload` has no effect with `{other}`: leave one of the two out.")
-        if isinstance(image_features, np.ndarray):
-            image_features = [image_features]
-        for view in image_features or ():
+        if isinstance(image_features, np.ndarray | RegionFeatures):
+            views: Any = [image_features]
+        else:
+            views = image_features
+        for view in views or ():
             if len(view) != len(dataset):
                 raise ValueError(
                     f"`image_features` holds {len(view)} images and `dataset` {len(dataset)}: compute them for this dataset."
@@ -82,7 +87,7 @@ class CaptionDataset(Dataset):
         self.processor = processor
         self.captions_per_image = captions_per_image
         self.augmentation = augmentation
-        self.image_features = image_features
+        self.image_features = views
         self.broken = dict(broken or {})
         self.needed_side = needed_training_side(processor.image_processor, augmentation) if draft else None
         self.seed = seed
@@ -161,7 +166,11 @@ class CaptionDataset(Dataset):
         error = self.broken.get(index)
         if self.image_features is not None:
             view = rng.choice(self.image_features) if len(self.image_features) > 1 else self.image_features[0]
-            example["image_features"] = torch.from_numpy(np.array(view[index]))
+            try:
+                example["image_features"] = torch.from_numpy(np.array(view[index]))
+            except (OSError, ValueError) as reason:
+                error = str(reason)
+                example["image_features"] = torch.zeros(1, view.num_channels)
         elif self.pixel_values is not None:
             example["pixel_values"] = self.pixel_values[index]
         elif error is None:
@@ -221,9 +230,10 @@ def collate_captions(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     Make a batch of examples of [`CaptionDataset`].
 
     Returns:
-        `pixel_values` `(B, 3, H, W)` or `image_features` `(B, R, C)`; `labels` `(B, K, T)` padded with -100, K being the
-        largest number of captions of one image; `rows`, the row number of each image; `broken`, the row number and the
-        reason of each image that could not be read.
+        `pixel_values` `(B, 3, H, W)` or `image_features` `(B, R, C)`, with `image_features_mask` `(B, R)` where images have
+        different numbers of regions; `labels` `(B, K, T)` padded with -100, K being the largest number of captions of one
+        image; `rows`, the row number of each image; `broken`, the row number and the reason of each image that could not
+        be read.
     """
     num_captions = max(1, *(len(example["labels"]) for example in examples))
     length = max((len(caption) for example in examples for caption in example["labels"]), default=1)
@@ -232,12 +242,21 @@ def collate_captions(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         for target, caption in zip(row, example["labels"], strict=False):
             target[: len(caption)] = torch.tensor(caption)
     name = "image_features" if "image_features" in examples[0] else "pixel_values"
+    values = [example[name] for example in examples]
+    images = {name: torch.stack(values)} if len({len(value) for value in values}) == 1 else pad_regions(values)
     return {
-        name: torch.stack([example[name] for example in examples]),
+        **images,
         "labels": labels,
         "rows": [example["row"] for example in examples],
         "broken": [(example["row"], example["error"]) for example in examples if "error" in example],
     }
+
+
+def pad_regions(features: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Pad the regions `(R_i, C)` of images to `image_features` `(B, R, C)` and `image_features_mask` `(B, R)`."""
+    lengths = torch.tensor([len(own) for own in features])
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    return {"image_features": pad_sequence(list(features), batch_first=True), "image_features_mask": mask}
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from .batching import load_stored_image
 from .columns import CaptionColumns, listed, shown
 from .image_cells import file_names, resolve_cell, resolve_images, warn_of_problems
 from .image_files import ImageFiles, files_of_dataset, first_values, is_image_name
+from .region_features import BOX_NAMES, COLUMN
 from .reporting import left_out, some
 from .shapes import SCENE, SCENE_BOXES
 from .sources import read_splits, split_names
@@ -37,6 +38,7 @@ FEATURES = datasets.Features(
         "image_id": datasets.Value("string"),
     }
 )
+KEPT = (SCENE, SCENE_BOXES, COLUMN, *BOX_NAMES)  # columns that stay as they are: of drawn pictures, and of a detector
 # other names of the splits; Karpathy's `restval` are the images of COCO's validation set that all papers train on
 SPLITS = {"restval": "train", "val": "validation", "valid": "validation", "dev": "validation"}
 
@@ -82,7 +84,8 @@ def load_caption_dataset(
         cache_dir: folder of the cache; defaults to that of `datasets`.
 
     Returns:
-        The splits, with the columns `image`, `captions` (a list), `image_id` (a string) and, if there is one, `scene`.
+        The splits, with the columns `image`, `captions` (a list), `image_id` (a string) and, if there are these, `scene`,
+        `image_features` and `boxes`.
         `val`, `valid` and `dev` are called `validation`; `restval` is a part of `train`.
 
     Raises:
@@ -274,9 +277,7 @@ def _standardize(name: str, raw: Mapping[str, Dataset], layout: _Layout) -> dict
 def _standardize_rows(rows: Dataset, split: str, layout: _Layout) -> dict[str, Dataset]:
     """One row per image, in the split that its row names if there is a column of splits."""
     columns = layout.columns
-    kept = [
-        name for name in (SCENE, SCENE_BOXES, layout.split_column) if name is not None and name in rows.column_names
-    ]
+    kept = [name for name in (*KEPT, layout.split_column) if name is not None and name in rows.column_names]
     images, ids, problems = None, None, None
     if columns.embedded:
         images = rows.select_columns([columns.image])
@@ -293,7 +294,7 @@ def _standardize_rows(rows: Dataset, split: str, layout: _Layout) -> dict[str, D
     _warn_of_bare(table, split or "the dataset")
     usable = [index for index, captions in enumerate(table["captions"][:]) if captions]
     table = table if len(usable) == len(table) else table.select(usable)
-    names = [*FEATURES, *(name for name in (SCENE, SCENE_BOXES) if name in kept)]
+    names = [*FEATURES, *(name for name in KEPT if name in kept)]
     if layout.split_column is None:
         return {split: table.select_columns(names)} if usable else {}
     by_split = defaultdict(list)

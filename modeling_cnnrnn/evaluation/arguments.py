@@ -19,6 +19,13 @@ class EvaluationArguments(DatasetArguments):
     features_cache_dir: str | None = field(
         default=None, metadata={"help": "Folder to keep the image features in, or where a training has kept them."}
     )
+    region_features: str | None = field(
+        default=None,
+        metadata={
+            "help": "Features of regions that a detector has found: a folder of image_id.npy or .npz files, an .h5 or a "
+            ".parquet file. By default the column image_features of the dataset, if it has one."
+        },
+    )
     output_dir: str = field(default="outputs/evaluation", metadata={"help": "Folder of the results."})
     metrics: list[str] = field(
         default_factory=lambda: ["bleu", "rouge", "cider"],

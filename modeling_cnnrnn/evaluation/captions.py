@@ -164,7 +164,8 @@ def _gather(found: CaptionEvaluation) -> CaptionEvaluation:
 
 def _encode(model: CnnRnnForConditionalGeneration, batch: Mapping[str, Any]) -> BaseModelOutput:
     """Encode the images of a batch, and wait until the device has done so."""
-    inputs = {name: batch[name].to(model.device) for name in ("pixel_values", "image_features") if name in batch}
+    names = ("pixel_values", "image_features", "image_features_mask")
+    inputs = {name: batch[name].to(model.device) for name in names if name in batch}
     encoder_outputs = model.get_encoder()(**inputs)
     if model.device.type != "cpu":
         torch.accelerator.synchronize(model.device)  # or the time of the CNN would be counted elsewhere
@@ -187,7 +188,8 @@ def _generate_batch(
     # one pass over the finished sentences gives their probabilities and attention, whatever the way of decoding
     scores = model.score_sentences(sequences, encoder_outputs, output_attentions=with_attention)
     texts = processor.batch_decode(sequences, skip_special_tokens=True)
-    centers = None if scores.attentions is None else _cell_centers(model, processor)
+    has_cells = scores.attentions is not None and model.config.feature_size is None
+    centers = _cell_centers(model, processor) if has_cells else None
     for index, row in enumerate(rows):
         is_token = scores.mask[index]
         log_probabilities = scores.log_probs[index][is_token]

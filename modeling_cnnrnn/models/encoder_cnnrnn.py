@@ -209,7 +209,7 @@ class CnnRnnEncoder(CnnRnnImageEncoder):
                 config.validate()
             elif region_size != self.num_channels:
                 raise ValueError(
-                    f"`region_size` is {region_size} but the CNN has {self.num_channels} channels: leave it out, or pass "
+                    f"`region_size` is {region_size} but regions have {self.num_channels} features: leave it out, or pass "
                     "`feature_projection='linear'`."
                 )
         has_projection = config.feature_projection != "none"
@@ -255,7 +255,7 @@ class CnnRnnEncoder(CnnRnnImageEncoder):
             image_features, hidden_states = self.get_image_features(pixel_values, bool(output_hidden_states))
         elif image_features is None or pixel_values is not None:
             raise ValueError("Pass either `pixel_values` or `image_features` (or `encoder_outputs`), and not both.")
-        image_features = image_features.to(self.dtype)
+        image_features = image_features.to(self._feature_dtype())
         mask = self._check_image_features(image_features, image_features_mask)
         if mask is not None:
             image_features = image_features.masked_fill(~mask[..., None], 0)
@@ -270,6 +270,12 @@ class CnnRnnEncoder(CnnRnnImageEncoder):
             pooler_output=pooler_output,
             image_features_mask=mask,
         )
+
+    def _feature_dtype(self) -> torch.dtype:
+        """The precision of the weights or, where regions are features of a detector as they are, of the configuration."""
+        if any(True for _ in self.parameters()):
+            return self.dtype
+        return getattr(torch, str(self.config.dtype or torch.float32).removeprefix("torch."))
 
     def _check_image_features(self, features: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor | None:
         """Check shapes, and return the mask as booleans, or `None` if no region is masked."""

@@ -96,5 +96,7 @@ def check_alignment_options(
             "`reduced_feature_size` needs stored features to find the components of: pass --cache_image_features true, or "
             "leave it out."
         )
+    if data_args.region_features is not None:
+        raise ValueError("`region_features` are for captioners: leave it out, an alignment finds its regions itself.")
     is_frozen = model_args.freezes_encoder
     check_shared_options(data_args, model_args, args, is_frozen, is_frozen)

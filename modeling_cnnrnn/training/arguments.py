@@ -65,6 +65,13 @@ class CaptionDataArguments(DatasetArguments):
     features_cache_dir: str | None = field(
         default=None, metadata={"help": "Folder of the stored features. Defaults to <output_dir>/image_features."}
     )
+    region_features: str | None = field(
+        default=None,
+        metadata={
+            "help": "Features of regions that a detector has found, in place of a CNN: a folder of image_id.npy or .npz files, "
+            "an .h5 or a .parquet file. By default the column image_features of the dataset, if it has one."
+        },
+    )
 
 
 @dataclass
@@ -362,6 +369,11 @@ def check_shared_options(
         ValueError: names the options and says what to do.
     """
     augments = data_args.random_crop or data_args.flip_probability > 0
+    if data_args.region_features is not None:
+        names = ["image_size", "random_crop", "flip_probability", "preload_images", "cache_image_features"]
+        _refuse(data_args, names, "with `region_features`", "regions come from a detector, leave it out")
+        names = ["encoder_name_or_path", "encoder_config", "freeze_encoder", "vision_feature_layer"]
+        _refuse(model_args, names, "with `region_features`", "no CNN is run, leave it out")
     if data_args.cache_image_features and (
         not starts_frozen or (augments and data_args.num_feature_views == 1 and stays_frozen)
     ):

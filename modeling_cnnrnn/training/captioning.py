@@ -6,6 +6,7 @@ The steps from options to a trained captioner, for pages and commands.
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from ..data.batching import CaptionDataset, RandomResizedCrop
 from ..data.loading import load_dataset_from, split_dataset
+from ..data.region_features import RegionFeatures, open_region_features
 from ..data.shapes import scenes_of
 from ..data.shapes.language import checker
 from ..files import check_writable
@@ -77,9 +79,12 @@ def train_captioner(
     check_environment(accelerator, args, stage_args)
     set_seed(args.seed)
     train_rows, eval_rows = load_splits(data_args, args.seed, accelerator)
-    model, processor = build_captioner(data_args, model_args, train_rows["captions"][:])
+    regions = [open_region_features(rows, data_args.region_features) for rows in (train_rows, eval_rows)]
+    model, processor = build_captioner(data_args, model_args, train_rows["captions"][:], regions[0])
     prepare_encoder(model, model_args, args, stage_args, accelerator)
-    train_dataset, eval_dataset = build_datasets(model, processor, train_rows, eval_rows, data_args, args, accelerator)
+    train_dataset, eval_dataset = build_datasets(
+        model, processor, train_rows, eval_rows, data_args, args, accelerator, regions
+    )
     scenes = scenes_of(eval_rows)
     trainer = CaptionTrainer(
         model,
@@ -153,16 +158,21 @@ def load_splits(
 
 
 def build_captioner(
-    data_args: CaptionDataArguments, model_args: CaptionModelArguments, captions: list[list[str]]
+    data_args: CaptionDataArguments,
+    model_args: CaptionModelArguments,
+    captions: list[list[str]],
+    regions: RegionFeatures | None = None,
 ) -> tuple[CnnRnnForConditionalGeneration, CnnRnnProcessor]:
     """
     Load the captioner that is trained further, or make a new one with a pretrained CNN or a CNN from scratch.
 
     Args:
         captions: captions of each training image; the vocabulary of a new captioner is made of them.
+        regions: features that it reads in place of images.
 
     Raises:
-        ValueError: a layer's option is not one of its choices or does not fit another, or no word is frequent enough.
+        ValueError: a layer's option is not one of its choices or does not fit another, no word is frequent enough, or the
+            captioner reads other features.
         OSError: a pretrained model is not there.
     """
     place = model_args.model_name_or_path
@@ -171,7 +181,12 @@ def build_captioner(
         model = CnnRnnForConditionalGeneration.from_pretrained(place, dtype=torch.float32)
     else:
         classes = CnnRnnForConditionalGeneration, CnnRnnProcessor
-        model, processor = build_new_model(*classes, data_args, model_args, captions)
+        options = {} if regions is None else {"feature_size": regions.num_channels}
+        model, processor = build_new_model(*classes, data_args, model_args, captions, **options)
+    has_regions = regions is not None
+    if has_regions != (model.config.feature_size is not None):
+        reads, given = ("images", "regions of a detector")[:: 1 if has_regions else -1]
+        raise ValueError(f"`model_name_or_path` is {place}, which reads {reads} and not {given}: pass what it reads.")
     model.generation_config.max_length = model_args.max_length
     return model, processor
 
@@ -182,6 +197,7 @@ def build_new_model(
     data_args: CaptionDataArguments,
     model_args: EncoderArguments,
     captions: list[list[str]],
+    **more_options: Any,
 ) -> tuple[Any, Any]:
     """
     Make a model with a pretrained CNN or a CNN from scratch, and its processor with the vocabulary of the captions.
@@ -192,7 +208,7 @@ def build_new_model(
     """
     tokenizer = build_tokenizer(captions, min_frequency=data_args.min_frequency)
     logger.info("The vocabulary has %d words.", len(tokenizer))
-    options, encoder = model_args.layer_options(), model_args.encoder_name_or_path
+    options, encoder = model_args.layer_options() | more_options, model_args.encoder_name_or_path
     if encoder:
         processor = processor_class.from_encoder_pretrained(encoder, tokenizer, data_args.image_size)
         return model_class.from_encoder_pretrained(encoder, tokenizer, **options), processor
@@ -223,9 +239,8 @@ class CaptionerNetworks(Networks):
         self.encoder = _encoder_settings(model)
         self.processor, self.model_args, self.args = processor, model_args, args
         self.stage_args, self.accelerator = stage_args, accelerator
-        # the options of a captioner that is trained further have no effect
-        source = model.config if model_args.model_name_or_path else model_args
-        self.options = {name: getattr(source, name) for name in model_args.layer_options()}
+        # of the captioner, and not of its training: an architecture has more, and what is trained further keeps its own
+        self.options = {name: getattr(model.config, name) for name in (*model_args.layer_options(), "feature_size")}
 
     def describe(self, model: PreTrainedModel) -> dict[str, Any]:
         """Return the options of the layers, and the configuration of a CNN from scratch."""
@@ -237,8 +252,9 @@ class CaptionerNetworks(Networks):
         known = {*self.options} | (set() if self.model_args.is_pretrained else {"encoder"})
         if unknown := sorted({*settings} - known):
             raise ValueError(f"it has the field `{unknown[0]}`: choose among {', '.join(sorted(known))}.")
-        encoder = AutoConfig.for_model(**settings.get("encoder", self.encoder))
-        options = {**self.options, **settings, "encoder": encoder}
+        encoder = settings.get("encoder", self.encoder)
+        encoder_config = AutoConfig.for_model(**encoder) if encoder is not None else None
+        options = {**self.options, **settings, "encoder": encoder_config}
         return CnnRnnConfig.from_tokenizer(self.processor.tokenizer, **options)
 
     def sketch(self, config: PreTrainedConfig) -> PreTrainedModel:
@@ -261,9 +277,10 @@ class CaptionerNetworks(Networks):
         return model
 
 
-def _encoder_settings(model: PreTrainedModel) -> dict[str, Any]:
+def _encoder_settings(model: PreTrainedModel) -> dict[str, Any] | None:
+    """The configuration of the CNN; `None` if features come from a detector."""
     config = model.config.encoder
-    return config.to_diff_dict() if isinstance(config, PreTrainedConfig) else {}
+    return config.to_diff_dict() if isinstance(config, PreTrainedConfig) else None
 
 
 def prepare_encoder(
@@ -281,7 +298,8 @@ def prepare_encoder(
     """
     if model_args.is_pretrained or stage_args.unfreezes_encoder:
         unfreeze_encoder_layers(model, stage_args.unfreeze_encoder_from_layer)
-    if model_args.freezes_encoder(stage_args) and not stage_args.unfreezes_encoder:
+    is_frozen = model_args.freezes_encoder(stage_args) and not stage_args.unfreezes_encoder
+    if is_frozen or model.config.feature_size is not None:
         model.freeze_encoder()
     set_computation(model, args, accelerator)
 
@@ -305,11 +323,15 @@ def build_datasets(
     data_args: CaptionDataArguments,
     args: TrainingArguments,
     accelerator: Accelerator,
+    regions: Sequence[RegionFeatures | None] = (None, None),
 ) -> tuple[CaptionDataset, CaptionDataset]:
     """
     Make the dataset to train on, augmented, and the one to evaluate on, with all captions of an image at once.
 
     With `cache_image_features` the CNN is run here, or its stored features are read.
+
+    Args:
+        regions: features of both splits, in place of their images.
 
     Raises:
         ValueError: several views of the images are stored without an augmentation that tells them apart, or none of the
@@ -330,6 +352,9 @@ def build_datasets(
             with accelerator.main_process_first(), accelerator.autocast():
                 features, broken = compute_image_features(model, processor, rows, cache_dir, **options)
             stored |= {"image_features": features, "broken": broken}
+    for stored, own in ((train_features, regions[0]), (eval_features, regions[1])):
+        if own is not None:
+            stored |= {"image_features": own, "broken": own.missing}
     common: dict[str, Any] = {"seed": args.seed, "max_length": data_args.max_caption_length}
     common["preload"] = data_args.preload_images
     train_dataset = CaptionDataset(

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import datasets
 import numpy as np
@@ -73,6 +74,7 @@ def compute_image_features(
             "flips) that makes the views after the first."
         )
     fingerprint = features_fingerprint(model, processor, dataset)
+    all_cells = features_fingerprint(model, processor, dataset, grid_size=None) if _grid_size(model) == 1 else None
     images = dataset.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
     views: list[np.ndarray] = []
     broken: dict[int, str] = {}
@@ -80,6 +82,8 @@ def compute_image_features(
         view = _View(processor, images, number, augmentation if number > 0 else None, seed, draft)
         title = f"Image features, view {number + 1}/{num_views}" if num_views > 1 else "Image features"
         path = Path(cache_dir) / f"{fingerprint}{view.suffix}.safetensors"
+        if all_cells is not None and not path.exists():
+            _average_cells(Path(cache_dir) / f"{all_cells}{view.suffix}.safetensors", path)
         rows, view_broken = _compute_view(model, view, path, batch_size, save_steps, partial(progress, desc=title))
         views.append(rows)
         broken |= view_broken
@@ -162,6 +166,20 @@ def _compute_view(
     return _map_rows(path), broken
 
 
+def _average_cells(cells: Path, path: Path, block: int = 256) -> None:
+    """Make a store of means from one of all cells, if there is one: that takes seconds, and the CNN minutes."""
+    if not cells.exists():
+        return
+    rows, unfinished = _map_rows(cells), path.with_suffix(".averaging")
+    means = _create_rows(unfinished, (len(rows), 1, rows.shape[2]))
+    for start in range(0, len(rows), block):
+        part = rows[start : start + block]
+        means[start : start + block] = part.mean(axis=1, keepdims=True, dtype=np.float32)
+    means.flush()  # type: ignore[attr-defined]
+    write_json(path.with_suffix(".json"), json.loads(cells.with_suffix(".json").read_text(encoding="utf-8")))
+    os.replace(unfinished, path)
+
+
 @torch.inference_mode()
 def _features_of(model: CnnRnnPreTrainedModel, pixel_values: torch.Tensor) -> np.ndarray:
     """Run the CNN on a batch: float16 `(batch_size, num_regions, num_feature_channels)`."""
@@ -186,8 +204,20 @@ def _read_notes(path: Path) -> tuple[int, dict[int, str]]:
     return notes["done"], {int(row): reason for row, reason in notes["broken"].items()}
 
 
-def features_fingerprint(model: CnnRnnPreTrainedModel, processor: CnnRnnProcessor, dataset: datasets.Dataset) -> str:
-    """Name the features of these images by this CNN, in this precision, after this preprocessing."""
+def features_fingerprint(
+    model: CnnRnnPreTrainedModel,
+    processor: CnnRnnProcessor,
+    dataset: datasets.Dataset,
+    grid_size: int | Literal["as read"] | None = "as read",
+) -> str:
+    """
+    Name the features of these images by this CNN, in this precision, after this preprocessing.
+
+    Args:
+        grid_size: height and width of the grid of cells, `None` for all cells; by default what the model reads.
+    """
+    if grid_size == "as read":
+        grid_size = _grid_size(model)
     digest = hashlib.sha256()
     # a captioner that was saved and loaded computes the same, though its settings say where they came from
     without = ("_name_or_path", "dtype", "auto_map")
@@ -198,11 +228,11 @@ def features_fingerprint(model: CnnRnnPreTrainedModel, processor: CnnRnnProcesso
     settings = [
         encoder_config,
         model.config.vision_feature_layer,
-        _grid_size(model) == 1,
+        grid_size == 1,
         preprocessing,
     ]
-    if (_grid_size(model) or 1) > 1:
-        settings.append(f"grid {_grid_size(model)}")
+    if (grid_size or 1) > 1:
+        settings.append(f"grid {grid_size}")
     if getattr(model.config, "feature_map_size", None):
         settings.append(f"feature map {model.config.feature_map_size}")
     if torch.is_autocast_enabled(model.device.type):

@@ -73,7 +73,8 @@ def test_tokens_of_every_decoder_are_those_of_generate(tmp_path, rnn_type, atten
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILY)
 def test_tokens_of_every_published_decoder_are_those_of_generate(tmp_path, name):
-    folder = save_captioner(tmp_path / "captioner", **FAMILY[name])
+    # larger weights saturate what reads itself again and again: its beams would end in ties
+    folder = save_captioner(tmp_path / "captioner", **(FAMILY[name] | {"initializer_range": 1.0}))
     check_tokens(folder, export_captioner(str(folder), tmp_path / "exported"))
 
 

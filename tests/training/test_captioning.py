@@ -1,9 +1,13 @@
 """The steps from options to a captioner, one by one."""
 
+import json
+
 import datasets
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from support.command import cnnrnn
 
 from modeling_cnnrnn.training.arguments import (
     CaptionDataArguments,
@@ -92,3 +96,28 @@ def test_stored_features_are_drafted_for_training_alone(pictures, accelerator, t
     assert len(eval_dataset.image_features) == 1
     stores = [path.stem for path in (tmp_path / "image_features").glob("*.safetensors")]
     assert sorted("draft" in name for name in stores) == [False, True, True]
+
+
+@pytest.mark.slow
+def test_a_captioner_learns_and_is_evaluated_from_the_regions_of_a_detector(pictures, tmp_path, capfd):
+    """From a folder of files in training, from a column of the dataset in evaluation; images differ in their number."""
+    generator = np.random.default_rng(0)
+    features = [generator.random((2 + row % 3, 24), np.float32) for row in range(len(pictures))]
+    plain = save(tmp_path / "plain", train=pictures, validation=pictures)
+    with_column = pictures.add_column("image_features", [own.tolist() for own in features])
+    columns = save(tmp_path / "columns", train=with_column, validation=with_column)
+    (tmp_path / "regions").mkdir()
+    for name, own in zip(pictures["image_id"][:], features, strict=True):
+        np.save(tmp_path / "regions" / f"{name}.npy", own)
+    options = ["--architecture", "up_down", "--hidden_size", 16, "--embedding_size", 16, "--attention_size", 8]
+    options += ["--min_frequency", 1, "--num_train_epochs", 2, "--output_dir", tmp_path / "captioner"]
+    assert cnnrnn("train", "--dataset_name", plain, "--region_features", tmp_path / "regions", *options) == 0
+    config = json.loads((tmp_path / "captioner" / "config.json").read_text())
+    assert (config["feature_size"], config["region_size"], config["attention_type"]) == (24, 24, "up_down")
+    place = ["--model_name_or_path", tmp_path / "captioner", "--output_dir", tmp_path / "evaluation"]
+    assert cnnrnn("evaluate", *place, "--dataset_name", columns, "--split", "validation") == 0
+    results = json.loads((tmp_path / "evaluation" / "eval_results.json").read_text())
+    trained = json.loads((tmp_path / "captioner" / "training_results.json").read_text())
+    assert results["results"]["beam 1"]["CIDEr"] == pytest.approx(trained["best"]["CIDEr"])
+    assert cnnrnn("evaluate", *place, "--dataset_name", plain, "--split", "validation") == 1
+    assert "this captioner reads regions of a detector: pass `region_features`" in capfd.readouterr().err

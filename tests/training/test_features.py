@@ -71,6 +71,17 @@ def test_more_views_add_to_those_that_are_stored(pictures, processor, captioner,
     assert not np.array_equal(three[2], three[1])
 
 
+def test_means_are_made_of_the_cells_that_are_stored(pictures, processor, make_model, tmp_path):
+    models = [make_model(vocab_size=len(processor.tokenizer), attention_type=kind) for kind in ("additive", "none")]
+    cells, _ = compute_image_features(models[0], processor, pictures, tmp_path)
+    expected, _ = compute_image_features(models[1], processor, pictures, tmp_path / "alone")
+    models[1].get_encoder().cnn.forward = None  # the CNN is not run again
+    means, broken = compute_image_features(models[1], processor, pictures, tmp_path)
+    np.testing.assert_allclose(means, expected, rtol=2e-3, atol=2e-3)
+    np.testing.assert_allclose(means, np.asarray(cells, np.float32).mean(axis=1, keepdims=True), rtol=1e-3, atol=1e-3)
+    assert (means.shape[1], broken) == (1, {})
+
+
 def test_views_depend_on_their_seed_and_augmentation_alone(pictures, processor, captioner, tmp_path):
     def second_view(folder: str, **options) -> np.ndarray:
         options = {"augmentation": RandomResizedCrop(), **options}
