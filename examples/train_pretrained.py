@@ -29,6 +29,7 @@ RECIPES = Path(__file__).parent / "recipes"
 SMALL = ["--hidden_size", 376, "--embedding_size", 376, "--tie_word_embeddings", "true", "--attention_size", 128]
 SMALL += ["--dropout", 0.4, "--embedding_dropout", 0.25, "--feature_dropout", 0.3, "--learning_rate", 0.001]
 SMALL += ["--num_train_epochs", 14, "--eval_epochs", 2]
+SELF_CRITICAL = ["--num_beams", 3, "--num_train_epochs", 2]  # more fit the training photographs alone
 FILES = ("config.json", "generation_config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json")
 # entries of these files: code beside them, the classes that the CNN was trained on, the folders of the trainings
 LEFT_OUT = ("auto_map", "custom_pipelines", "id2label", "label2id", "_name_or_path")
@@ -95,7 +96,7 @@ def train(args: PretrainedArguments, seed: int) -> Path:
     start: dict[Path, list] = {
         first: ["flickr8k_attention.json", "--encoder_name_or_path", args.encoder_name_or_path, *SMALL, *views],
         second: ["flickr8k_finetuned.json", "--model_name_or_path", first],
-        third: ["flickr8k_self_critical.json", "--model_name_or_path", second, "--num_beams", 3, *views],
+        third: ["flickr8k_self_critical.json", "--model_name_or_path", second, *SELF_CRITICAL, *views],
     }
     for folder, (recipe, *options) in start.items():
         if (folder / "training_results.json").exists():
