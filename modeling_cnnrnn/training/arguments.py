@@ -123,6 +123,12 @@ class CaptionModelArguments(EncoderArguments):
     )
     hidden_size: int = field(default=512, metadata={"help": "Size of the recurrent state."})
     embedding_size: int = field(default=512, metadata={"help": "Size of the word embeddings and projected regions."})
+    word_vectors: str | None = field(
+        default=None,
+        metadata={
+            "help": "Text file of GloVe or .vec file of fastText: the first embeddings of the words that it has."
+        },
+    )
     num_hidden_layers: int = field(default=1, metadata={"help": "Number of recurrent layers."})
     image_injection: str = field(
         default="initial_state",
@@ -170,7 +176,7 @@ class CaptionModelArguments(EncoderArguments):
         Raises:
             ValueError: there is no such architecture.
         """
-        others = ("architecture", "max_length", "num_beams")
+        others = ("architecture", "word_vectors", "max_length", "num_beams")
         options = {name: value for name, value in super().layer_options().items() if name not in others}
         if self.architecture is None:
             return options
@@ -388,7 +394,7 @@ def check_shared_options(
         raise ValueError("`encoder_config` has no effect with `encoder_name_or_path`: leave one of the two out.")
     if model_args.model_name_or_path:
         architecture = ["encoder_name_or_path", "encoder_config"]
-        architecture += ["architecture"] if hasattr(model_args, "architecture") else []
+        architecture += [name for name in ("architecture", "word_vectors") if hasattr(model_args, name)]
         architecture += model_args.layer_options()
         remedy = "a model that is trained further keeps its architecture, vocabulary and image size"
         _refuse(model_args, architecture, "with `model_name_or_path`", remedy)

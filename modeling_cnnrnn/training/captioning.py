@@ -43,6 +43,7 @@ from .features import compute_image_features
 from .networks import Networks
 from .optimization import unfreeze_encoder_layers
 from .trainer import TrainerState, create_accelerator
+from .word_vectors import load_word_vectors
 
 
 logger = logging.getLogger(__name__)
@@ -183,6 +184,8 @@ def build_captioner(
         classes = CnnRnnForConditionalGeneration, CnnRnnProcessor
         options = {} if regions is None else {"feature_size": regions.num_channels}
         model, processor = build_new_model(*classes, data_args, model_args, captions, **options)
+        if model_args.word_vectors is not None:
+            load_word_vectors(model, processor.tokenizer, model_args.word_vectors)
     has_regions = regions is not None
     if has_regions != (model.config.feature_size is not None):
         reads, given = ("images", "regions of a detector")[:: 1 if has_regions else -1]
@@ -272,6 +275,8 @@ class CaptionerNetworks(Networks):
             model = CnnRnnForConditionalGeneration.from_encoder_pretrained(name, tokenizer, **options)
         else:
             model = CnnRnnForConditionalGeneration(config)
+        if model_args.word_vectors is not None:
+            load_word_vectors(model, self.processor.tokenizer, model_args.word_vectors)
         model.generation_config.max_length = model_args.max_length
         prepare_encoder(model, model_args, self.args, self.stage_args, self.accelerator)
         return model
