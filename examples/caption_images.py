@@ -14,11 +14,11 @@ import transformers
 from tqdm.auto import tqdm
 from transformers import set_seed
 
-from modeling_cnnrnn import CnnRnnForConditionalGeneration, CnnRnnProcessor
 from modeling_cnnrnn.cli.arguments import parse_arguments
 from modeling_cnnrnn.cli.errors import user_errors
 from modeling_cnnrnn.cli.memory import keep_heap
 from modeling_cnnrnn.evaluation.arguments import CaptionImagesArguments, GenerationArguments
+from modeling_cnnrnn.evaluation.captioners import load_captioner
 from modeling_cnnrnn.evaluation.image_captions import caption_images, check_table, find_images, write_table
 from modeling_cnnrnn.models.error_messages_cnnrnn import printable
 
@@ -33,14 +33,20 @@ def main():
 
     # 1. The images and the captioner
     sources = find_images(args.images)
-    processor = CnnRnnProcessor.from_pretrained(args.model_name_or_path, revision=args.model_revision)
-    model = CnnRnnForConditionalGeneration.from_pretrained(args.model_name_or_path, revision=args.model_revision)
-    model = model.to(args.device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+    model, processor = load_captioner(args.model_name_or_path, args.model_revision)
+    model = model.to(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     # 2. Sentences, batch by batch
     rows, unreadable = [], []
     written = caption_images(
-        model, processor, sources, args.batch_size, generation.prompt, **generation.generate_kwargs()
+        model,
+        processor,
+        sources,
+        args.batch_size,
+        generation.prompt,
+        generation.num_return_sequences,
+        generation.consensus > 0,
+        **generation.generate_kwargs(processor.tokenizer),
     )
     try:
         for item in tqdm(written, desc="Captions", unit="image", total=len(sources), file=sys.stderr):

@@ -12,19 +12,18 @@ spice`) need Java and `pip install modeling-cnnrnn[java]`. `cnnrnn evaluate` doe
 
 import logging
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 from accelerate.utils import set_seed
 
-from modeling_cnnrnn import CnnRnnForConditionalGeneration, CnnRnnProcessor
 from modeling_cnnrnn.cli.arguments import parse_arguments
 from modeling_cnnrnn.cli.errors import user_errors
 from modeling_cnnrnn.cli.memory import keep_heap
 from modeling_cnnrnn.data.batching import CaptionDataset
 from modeling_cnnrnn.data.loading import load_split
 from modeling_cnnrnn.data.shapes import scenes_of
-from modeling_cnnrnn.evaluation.arguments import EvaluationArguments
+from modeling_cnnrnn.evaluation.arguments import EvaluationArguments, SearchArguments
+from modeling_cnnrnn.evaluation.captioners import load_captioner, title_of
 from modeling_cnnrnn.evaluation.captions import evaluate_captioner
 from modeling_cnnrnn.evaluation.processes import create_accelerator
 from modeling_cnnrnn.evaluation.provenance import provenance
@@ -38,7 +37,7 @@ logger = logging.getLogger("modeling_cnnrnn.examples.evaluate_captioner")
 
 def main():
     keep_heap()
-    (args,) = parse_arguments([EvaluationArguments], __doc__)
+    args, search = parse_arguments([EvaluationArguments, SearchArguments], __doc__)
     logging.basicConfig(format="%(message)s")
     accelerator = create_accelerator(args.mixed_precision)
     set_seed(args.seed)
@@ -50,9 +49,7 @@ def main():
     references = rows["captions"][:]
 
     # 2. The captioner
-    revision = {"revision": args.model_revision}
-    processor = CnnRnnProcessor.from_pretrained(args.model_name_or_path, **revision)
-    model = CnnRnnForConditionalGeneration.from_pretrained(args.model_name_or_path, dtype=torch.float32, **revision)
+    model, processor = load_captioner(args.model_name_or_path, args.model_revision, dtype=torch.float32)
     model = accelerator.prepare_model(model, evaluation_mode=True).eval()
 
     # 3. Examples with all captions of an image; with stored features, where a training has kept them
@@ -72,7 +69,7 @@ def main():
         accelerator,
         args.per_device_eval_batch_size,
         args.dataloader_num_workers,
-        generation=args.generation(),
+        generation=args.generation(search, processor.tokenizer),
         with_attention=args.gallery_size > 0,
     )
     if not accelerator.is_main_process:
@@ -86,9 +83,9 @@ def main():
         logger.info(
             "\nBeam %d, %.0f images per second:\n%s", num_beams, result.content["images_per_second"], result.scores
         )
-    protocol = {**asdict(args), **provenance(accelerator)}
+    protocol = {**asdict(args), **asdict(search), **provenance(accelerator)}
     protocol["max_length"] = args.max_length or model.generation_config.max_length
-    title = f"{Path(args.model_name_or_path).name} on {args.dataset_name}, {args.split}"
+    title = f"{title_of(args.model_name_or_path)} on {args.dataset_name}, {args.split}"
     files = write_evaluation(args.output_dir, dataset, evaluation, scored, protocol, args.gallery_size, title)
     logger.info("\nWritten: %s", " ".join(map(str, files)))
 

@@ -17,7 +17,10 @@ Write sentences about images: files, URLs, and folders with all images below the
     cnnrnn caption photographs/ --model_name_or_path outputs/mine --output captions.csv
 
 Without --model_name_or_path it is the captioner that comes with the package, flickr8k-mobilenet: trained on photographs
-of Flickr8k, in English, for research and education.
+of Flickr8k, in English, for research and education. Captioners of one vocabulary write one sentence together:
+
+    cnnrnn caption photo.jpg --model_name_or_path outputs/first,outputs/second
+
 Standard output has the sentence, and nothing else; for several images `name: sentence` lines. The exit status is 1 if
 an image could not be read. Files of a folder that are not called images are named. To caption a dataset:
 
@@ -79,23 +82,28 @@ def caption_files(args: CaptionImagesArguments, generation: GenerationArguments)
     import transformers
     from tqdm.auto import tqdm
 
+    from ..evaluation.captioners import load_captioner
     from ..evaluation.image_captions import caption_images, check_table, find_images, write_table
     from ..models.error_messages_cnnrnn import printable
-    from ..models.modeling_cnnrnn import CnnRnnForConditionalGeneration
-    from ..models.processing_cnnrnn import CnnRnnProcessor
 
     transformers.logging.disable_progress_bar()  # loading the weights takes no time
     transformers.set_seed(generation.seed)
     if args.output is not None:
         check_table(args.output)
     sources = find_images(args.images)
-    processor = CnnRnnProcessor.from_pretrained(args.model_name_or_path, revision=args.model_revision)
-    model = CnnRnnForConditionalGeneration.from_pretrained(args.model_name_or_path, revision=args.model_revision)
-    model = model.to(args.device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+    model, processor = load_captioner(args.model_name_or_path, args.model_revision)
+    model = model.to(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     rows, unreadable = [], []
     written = caption_images(
-        model, processor, sources, args.batch_size, generation.prompt, **generation.generate_kwargs()
+        model,
+        processor,
+        sources,
+        args.batch_size,
+        generation.prompt,
+        generation.num_return_sequences,
+        generation.consensus > 0,
+        **generation.generate_kwargs(processor.tokenizer),
     )
     is_one = len(sources) == 1
     try:
@@ -133,12 +141,11 @@ def caption_dataset(args: CaptionDatasetArguments, generation: GenerationArgumen
     from accelerate import InitProcessGroupKwargs
     from tqdm.auto import tqdm
 
+    from ..evaluation.captioners import load_captioner
     from ..evaluation.dataset_captions import caption_parts, find_missing_parts, load_image_rows
     from ..evaluation.processes import create_accelerator
     from ..hub.push_dataset import check_dataset_options, finish_dataset
-    from ..models.modeling_cnnrnn import CnnRnnForConditionalGeneration
     from ..models.pipeline_cnnrnn import ImageToTextPipeline
-    from ..models.processing_cnnrnn import CnnRnnProcessor
 
     logging.basicConfig(format="%(message)s")
     logger = logging.getLogger(__name__)
@@ -155,10 +162,8 @@ def caption_dataset(args: CaptionDatasetArguments, generation: GenerationArgumen
     sizes = ", ".join(f"{split} ({len(split_rows)} rows)" for split, split_rows in rows.splits.items())
     logger.info("%s: images from `%s`; %s.", args.dataset_name, rows.column, sizes)
 
-    revision = {"revision": args.model_revision}
-    processor = CnnRnnProcessor.from_pretrained(args.model_name_or_path, **revision)
-    model = CnnRnnForConditionalGeneration.from_pretrained(args.model_name_or_path, dtype=torch.float32, **revision)
-    captioner = ImageToTextPipeline(model.eval(), processor, device=accelerator.device)
+    model, processor = load_captioner(args.model_name_or_path, args.model_revision, dtype=torch.float32)
+    captioner = ImageToTextPipeline(model, processor, device=accelerator.device)
 
     missing = find_missing_parts(output_dir, rows, captioner, args, generation, accelerator)
     if done := len(rows.parts(args.rows_per_part)) - len(missing):

@@ -3,10 +3,9 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from ..evaluation.arguments import EvaluationArguments
+from ..evaluation.arguments import EvaluationArguments, SearchArguments
 from .arguments import parse_arguments
 from .errors import user_errors
 
@@ -26,11 +25,11 @@ On several GPUs: accelerate launch -m modeling_cnnrnn evaluate ...
 def main(arguments: Sequence[str]) -> None:
     """Run the command with the words of the command line after `cnnrnn evaluate`."""
     with user_errors():
-        (args,) = parse_arguments([EvaluationArguments], DESCRIPTION, arguments, "cnnrnn evaluate")
-        evaluate(args)
+        kinds: list[Any] = [EvaluationArguments, SearchArguments]
+        evaluate(*parse_arguments(kinds, DESCRIPTION, arguments, "cnnrnn evaluate"))
 
 
-def evaluate(args: EvaluationArguments) -> None:
+def evaluate(args: EvaluationArguments, search: SearchArguments) -> None:
     """
     Evaluate a captioner as the options say, and write all files into the output folder.
 
@@ -44,13 +43,12 @@ def evaluate(args: EvaluationArguments) -> None:
     from ..data.batching import CaptionDataset
     from ..data.loading import load_split
     from ..data.shapes import scenes_of
+    from ..evaluation.captioners import load_captioner, title_of
     from ..evaluation.captions import evaluate_captioner
     from ..evaluation.processes import create_accelerator
     from ..evaluation.provenance import provenance
     from ..evaluation.results import score_evaluation, write_evaluation
     from ..files import check_writable
-    from ..models.modeling_cnnrnn import CnnRnnForConditionalGeneration
-    from ..models.processing_cnnrnn import CnnRnnProcessor
 
     logging.basicConfig(format="%(message)s")
     logger = logging.getLogger(__name__)
@@ -62,9 +60,7 @@ def evaluate(args: EvaluationArguments) -> None:
         rows = load_split(args, args.split, args.max_eval_samples)
     references = rows["captions"][:]
 
-    place = {"pretrained_model_name_or_path": args.model_name_or_path, "revision": args.model_revision}
-    processor = CnnRnnProcessor.from_pretrained(**place)
-    model = CnnRnnForConditionalGeneration.from_pretrained(dtype=torch.float32, **place)
+    model, processor = load_captioner(args.model_name_or_path, args.model_revision, dtype=torch.float32)
     model = accelerator.prepare_model(model, evaluation_mode=True).eval()
 
     stored = _stored_features(model, processor, rows, args, accelerator)
@@ -78,7 +74,7 @@ def evaluate(args: EvaluationArguments) -> None:
         accelerator,
         args.per_device_eval_batch_size,
         args.dataloader_num_workers,
-        generation=args.generation(),
+        generation=args.generation(search, processor.tokenizer),
         with_attention=args.gallery_size > 0,
     )
     if not accelerator.is_main_process:
@@ -89,9 +85,9 @@ def evaluate(args: EvaluationArguments) -> None:
     for num_beams, result in scored.items():
         speed = result.content["images_per_second"]
         logger.info("\nBeam %d, %.0f images per second:\n%s", num_beams, speed, result.scores)
-    protocol = {**asdict(args), **provenance(accelerator)}
+    protocol = {**asdict(args), **asdict(search), **provenance(accelerator)}
     protocol["max_length"] = args.max_length or model.generation_config.max_length
-    title = f"{Path(args.model_name_or_path).name} on {args.dataset_name}, {args.split}"
+    title = f"{title_of(args.model_name_or_path)} on {args.dataset_name}, {args.split}"
     files = write_evaluation(args.output_dir, dataset, evaluation, scored, protocol, args.gallery_size, title)
     logger.info("\nWritten: %s", " ".join(map(str, files)))
 

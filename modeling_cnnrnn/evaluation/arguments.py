@@ -1,6 +1,7 @@
 """Options of evaluating a captioner and of captioning images, folders and datasets. Light to import."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..data.arguments import DatasetArguments
 from ..pretrained import DEFAULT_CAPTIONER
@@ -10,7 +11,9 @@ from ..pretrained import DEFAULT_CAPTIONER
 class EvaluationArguments(DatasetArguments):
     """Options of an evaluation: the captioner, the dataset, the way to generate, the metrics."""
 
-    model_name_or_path: str = field(kw_only=True, metadata={"help": "Captioner to score, of the Hub or a folder."})
+    model_name_or_path: str = field(
+        kw_only=True, metadata={"help": "Captioner to score, of the Hub or a folder; several with commas write as one."}
+    )
     model_revision: str = field(default="main", metadata={"help": "Commit, tag or branch of the captioner."})
     split: str = field(default="test", metadata={"help": "Split to evaluate on."})
     max_eval_samples: int | None = field(
@@ -54,42 +57,119 @@ class EvaluationArguments(DatasetArguments):
     mixed_precision: str = field(default="no", metadata={"help": "Precision of the computation: no, bf16 or fp16."})
     seed: int = field(default=42, metadata={"help": "Seed of all random numbers."})
 
-    def generation(self) -> list[dict]:
-        """The arguments of `generate` for each beam size."""
+    def generation(self, search: "SearchArguments | None" = None, tokenizer: Any = None) -> list[dict]:
+        """The ways to generate of [`evaluate_captioner`], one for each beam size, with the options of a search."""
         options = {"length_penalty": self.length_penalty, "no_repeat_ngram_size": self.no_repeat_ngram_size}
         if self.max_length is not None:
             options["max_length"] = self.max_length
-        return [{"num_beams": num_beams} | options for num_beams in self.num_beams]
+        if search is None:
+            return [{"num_beams": num_beams} | options for num_beams in self.num_beams]
+        options["by_consensus"] = search.consensus > 0
+        return [search.search_kwargs(num_beams, tokenizer) | options for num_beams in self.num_beams]
 
 
 @dataclass
-class GenerationArguments:
+class SearchArguments:
+    """Several sentences, and words that must or must not be there."""
+
+    num_return_sequences: int = field(default=1, metadata={"help": "Sentences for each image, best first."})
+    do_sample: bool = field(default=False, metadata={"help": "Sample sentences instead of searching for the best."})
+    temperature: float = field(default=1.0, metadata={"help": "Divisor of the logits in sampling."})
+    top_p: float = field(
+        default=1.0, metadata={"help": "Sample from the most probable words whose probabilities add up to this."}
+    )
+    num_beam_groups: int = field(
+        default=1, metadata={"help": "Groups of beams that avoid each other's words (diverse beam search)."}
+    )
+    diversity_penalty: float = field(
+        default=0.5, metadata={"help": "What a word loses for each beam of another group that has just written it."}
+    )
+    consensus: int = field(
+        default=0,
+        metadata={
+            "help": "Write this many sentences, by beams or samples, and rank them by how close each is to the others in "
+            "CIDEr; 0 ranks them by probability."
+        },
+    )
+    force_words: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Words or phrases that each sentence must have; 'dog|puppy' is one of the two."},
+    )
+    finish_sentences: bool = field(
+        default=False, metadata={"help": "Let no sentence end in a word that breaks it off, as in 'a man with a'."}
+    )
+
+    def search_kwargs(self, num_beams: int, tokenizer: Any) -> dict[str, Any]:
+        """
+        Make the arguments of `generate`.
+
+        Args:
+            num_beams: of the search, where there are not more sentences to find.
+            tokenizer: makes token ids of words.
+
+        Raises:
+            ValueError: a number of sentences is below 1, or a word is not in the vocabulary.
+        """
+        if self.num_return_sequences < 1 or self.consensus < 0:
+            name = "num_return_sequences" if self.num_return_sequences < 1 else "consensus"
+            raise ValueError(f"`{name}` is {getattr(self, name)}: pass a positive number.")
+        options: dict[str, Any] = {"num_return_sequences": max(self.num_return_sequences, self.consensus)}
+        if self.do_sample:
+            options |= {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
+        else:
+            options["num_beams"] = max(num_beams, options["num_return_sequences"])
+        if self.num_beam_groups > 1:
+            options |= {"num_beam_groups": self.num_beam_groups, "diversity_penalty": self.diversity_penalty}
+        if self.force_words:
+            options["force_words_ids"] = [
+                [_known_ids(tokenizer, phrase) for phrase in words.split("|")] for words in self.force_words
+            ]
+        if self.finish_sentences:
+            from ..metrics.diversity import UNFINISHED_ENDINGS
+
+            words = set(UNFINISHED_ENDINGS) & set(tokenizer.get_vocab())
+            options["bad_ending_ids"] = sorted(tokenizer(sorted(words), add_special_tokens=False)["input_ids"])
+        return options
+
+
+def _known_ids(tokenizer: Any, phrase: str) -> list[int]:
+    ids = tokenizer(phrase, add_special_tokens=False)["input_ids"]
+    if not ids or tokenizer.unk_token_id in ids:
+        raise ValueError(f"`force_words` names {phrase!r}, which the captioner has no words for: pass others.")
+    return ids
+
+
+@dataclass
+class GenerationArguments(SearchArguments):
     """How sentences are generated."""
 
     num_beams: int = field(default=3, metadata={"help": "Beams of the search; 1 is greedy search."})
-    num_return_sequences: int = field(default=1, metadata={"help": "Sentences for each image, best first."})
     max_new_tokens: int | None = field(
         default=None,
         metadata={
             "help": "Longest sentence to generate, in tokens; as in the captioner's generation config by default."
         },
     )
-    do_sample: bool = field(default=False, metadata={"help": "Sample sentences instead of searching for the best."})
-    temperature: float = field(default=1.0, metadata={"help": "Divisor of the logits in sampling."})
-    top_p: float = field(
-        default=1.0, metadata={"help": "Sample from the most probable words whose probabilities add up to this."}
+    length_penalty: float = field(
+        default=1.0,
+        metadata={"help": "Exponent of the length in a beam's score: larger values favour longer sentences."},
+    )
+    no_repeat_ngram_size: int = field(
+        default=0, metadata={"help": "Length of the n-grams that a sentence may not repeat; 0 allows all."}
     )
     prompt: str = field(default="", metadata={"help": "Text that each sentence begins with, such as 'a photo of'."})
     seed: int = field(default=42, metadata={"help": "Seed of the samples."})
 
-    def generate_kwargs(self) -> dict:
-        """The arguments of `generate`."""
-        options: dict = {"num_return_sequences": self.num_return_sequences}
+    def generate_kwargs(self, tokenizer: Any) -> dict[str, Any]:
+        """Make the arguments of `generate`, as `search_kwargs` does."""
+        options = self.search_kwargs(self.num_beams, tokenizer)
         if self.max_new_tokens is not None:
             options["max_new_tokens"] = self.max_new_tokens
-        if self.do_sample:
-            return options | {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
-        return options | {"num_beams": max(self.num_beams, self.num_return_sequences)}
+        if self.no_repeat_ngram_size:
+            options["no_repeat_ngram_size"] = self.no_repeat_ngram_size
+        if not self.do_sample and self.length_penalty != 1:
+            options["length_penalty"] = self.length_penalty
+        return options
 
 
 @dataclass
@@ -102,7 +182,8 @@ class CaptionImagesArguments:
     model_name_or_path: str = field(
         default=DEFAULT_CAPTIONER,
         metadata={
-            "help": "Captioner to use: a folder, a repository of the Hub, or the one that comes with the package."
+            "help": "Captioner to use: a folder, a repository of the Hub, or the one that comes with the package; several "
+            "with commas write as one."
         },
     )
     model_revision: str = field(default="main", metadata={"help": "Commit, tag or branch of the captioner."})
@@ -125,7 +206,8 @@ class CaptionDatasetArguments:
     model_name_or_path: str = field(
         default=DEFAULT_CAPTIONER,
         metadata={
-            "help": "Captioner to use: a folder, a repository of the Hub, or the one that comes with the package."
+            "help": "Captioner to use: a folder, a repository of the Hub, or the one that comes with the package; several "
+            "with commas write as one."
         },
     )
     model_revision: str = field(default="main", metadata={"help": "Commit, tag or branch of the captioner."})

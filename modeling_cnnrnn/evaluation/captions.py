@@ -22,6 +22,7 @@ from ..models.image_view_cnnrnn import View
 from ..models.loss_cnnrnn import IGNORE_INDEX
 from ..models.modeling_cnnrnn import CnnRnnForConditionalGeneration
 from ..models.processing_cnnrnn import CnnRnnProcessor
+from .consensus import rank_by_consensus
 
 
 MAP_SIZE = 32  # rows and columns of an attention map that lies on a picture
@@ -40,6 +41,7 @@ class GeneratedCaption:
         word_probabilities: the probability of each of `words`.
         attention: attention map of each of `words`, `(num_words, height, width)`, for models with attention.
         cell_centers: where the rows and the columns of these maps look, in parts of the picture that the CNN sees.
+        all_captions: all sentences that were generated about the image, this one first, if they are several.
     """
 
     row: int
@@ -49,6 +51,7 @@ class GeneratedCaption:
     word_probabilities: list[float] = field(default_factory=list)
     attention: np.ndarray | None = None
     cell_centers: tuple[torch.Tensor, torch.Tensor] | None = None
+    all_captions: list[str] = field(default_factory=list)
 
     def attention_over(self, view: View) -> np.ndarray | None:
         """Lay the attention maps on the whole picture, of which the CNN sees a part, `(num_words, MAP_SIZE, MAP_SIZE)`."""
@@ -98,7 +101,8 @@ def evaluate_captioner(
         dataset: images or stored features, with all captions of an image in one example (`captions_per_image`).
         batch_size: images in a batch.
         generation: keyword arguments of `generate` (`num_beams`, `max_length`, ...), one mapping for each way to generate;
-            what is not given is as in the model's generation config.
+            what is not given is as in the model's generation config. With `num_return_sequences` the first sentence counts;
+            `by_consensus=True` ranks them before, see [`rank_by_consensus`].
         with_loss: whether to compute the loss.
         with_attention: whether to return attention maps, for models with attention and a square grid of regions.
         progress: shows the progress over batches, as `tqdm` does.
@@ -183,24 +187,33 @@ def _sum_of_losses(
 def _generate_batch(
     model, processor, encoder_outputs, rows: Sequence[int], with_attention: bool, options: Mapping[str, Any]
 ) -> Iterator[GeneratedCaption]:
-    """Generate one caption of each image of a batch."""
+    """Generate one caption of each image of a batch, or several of which the first counts."""
+    options = dict(options)
+    by_consensus = options.pop("by_consensus", False)
     sequences = model.generate(encoder_outputs=encoder_outputs, **options)
+    each = len(sequences) // len(rows)
+    texts = processor.batch_decode(sequences, skip_special_tokens=True)
+    by_image = [texts[start : start + each] for start in range(0, len(texts), each)]
+    orders = rank_by_consensus(by_image) if by_consensus else [[*range(each)] for _ in rows]
+    by_image = [[captions[place] for place in order] for captions, order in zip(by_image, orders, strict=True)]
+    sequences = sequences[[image * each + order[0] for image, order in enumerate(orders)]]
     # one pass over the finished sentences gives their probabilities and attention, whatever the way of decoding
     scores = model.score_sentences(sequences, encoder_outputs, output_attentions=with_attention)
-    texts = processor.batch_decode(sequences, skip_special_tokens=True)
-    has_cells = scores.attentions is not None and model.config.feature_size is None
+    # regions that come from outside have no grid
+    has_cells = scores.attentions is not None and getattr(model.config, "feature_size", None) is None
     centers = _cell_centers(model, processor) if has_cells else None
     for index, row in enumerate(rows):
         is_token = scores.mask[index]
         log_probabilities = scores.log_probs[index][is_token]
         yield GeneratedCaption(
             row,
-            texts[index],
+            by_image[index][0],
             log_probabilities.sum().item(),
             processor.tokenizer.convert_ids_to_tokens(sequences[index, 1:][is_token].tolist()),
             log_probabilities.exp().tolist(),
             _maps(scores.attentions[index][is_token], centers) if centers is not None else None,
             centers,
+            by_image[index] if each > 1 else [],
         )
 
 

@@ -32,12 +32,15 @@ from ..files import atomic_path, write_json
 from ..models.pipeline_cnnrnn import ImageToTextPipeline
 from ..models.processing_cnnrnn import CnnRnnProcessor
 from .arguments import CaptionDatasetArguments, GenerationArguments
+from .consensus import rank_by_consensus
 
 
 # options that change the sentences or the files; a smaller batch after running out of memory does not
 SETTINGS = (
     *("image_dir", "image_column", "keep_columns", "rows_per_part", "num_beams", "num_return_sequences"),
     *("max_new_tokens", "do_sample", "temperature", "top_p", "prompt", "mixed_precision", "seed"),
+    *("num_beam_groups", "diversity_penalty", "consensus", "force_words", "finish_sentences"),
+    *("length_penalty", "no_repeat_ngram_size"),
 )
 
 
@@ -263,7 +266,7 @@ def caption_parts(
         while len(written) < part.last - part.first:
             inputs, errors = next(loader)
             with accelerator.autocast():
-                written += _caption_batch(captioner, inputs, errors, generation.generate_kwargs())
+                written += _caption_batch(captioner, inputs, errors, generation)
             yield len(errors)
         columns = {name: [row.get(name) for row in written] for name in features}
         old = rows.splits[part.split].select_columns(rows.kept).select(range(part.first, part.last))
@@ -274,17 +277,22 @@ def _caption_batch(
     captioner: ImageToTextPipeline,
     inputs: dict[str, torch.Tensor],
     errors: list[str | None],
-    generate_kwargs: dict[str, Any],
+    generation: GenerationArguments,
 ) -> list[dict[str, Any]]:
     """Make a row for each image: its sentences, or its error."""
     records: Iterator[dict[str, Any]] = iter(())
+    generate_kwargs = generation.generate_kwargs(captioner.processor.tokenizer)
     if inputs:
         records = iter(captioner.postprocess(captioner.forward(inputs, return_scores=True, **generate_kwargs)))
     rows = []
     for error in errors:
         row: dict[str, Any] = {"generated_text": None, "score": None, "image_error": error}
         if error is None:
-            best, *others = [next(records) for _ in range(generate_kwargs["num_return_sequences"])]
+            found = [next(records) for _ in range(generate_kwargs["num_return_sequences"])]
+            if generation.consensus:
+                order = rank_by_consensus([[record["generated_text"] for record in found]])[0]
+                found = [found[place] for place in order]
+            best, *others = found[: generation.num_return_sequences]
             row |= best
             if others:
                 row["generated_texts"] = [record["generated_text"] for record in (best, *others)]

@@ -16,6 +16,7 @@ from PIL import Image
 from ..files import atomic_path, check_file_writable, write_text
 from ..models.error_messages_cnnrnn import shown
 from ..models.image_files_cnnrnn import CAMERA_RAW_SUFFIXES
+from .consensus import rank_by_consensus
 
 
 logger = logging.getLogger(__name__)
@@ -109,6 +110,8 @@ def caption_images(
     sources: Sequence[str],
     batch_size: int = 16,
     prompt: str | None = None,
+    num_captions: int | None = None,
+    by_consensus: bool = False,
     **generate_kwargs: Any,
 ) -> Iterator[ImageCaptions]:
     """
@@ -120,6 +123,8 @@ def caption_images(
         sources: files and URLs, see [`find_images`].
         batch_size: images in a batch.
         prompt: text that each sentence begins with.
+        num_captions: sentences of each image that are kept, by default all that are generated.
+        by_consensus: whether they are ranked by how close each is to the others, see [`rank_by_consensus`].
         generate_kwargs: arguments of `generate`, such as `num_beams`.
 
     Returns:
@@ -149,7 +154,10 @@ def caption_images(
             texts = processor.batch_decode(model.generate(**inputs, **generate_kwargs), skip_special_tokens=True)
             each = len(texts) // len(group)
             for index, (item, _) in enumerate(group):
-                item.captions = texts[index * each : (index + 1) * each]
+                captions = texts[index * each : (index + 1) * each]
+                if by_consensus:
+                    captions = [captions[place] for place in rank_by_consensus([captions])[0]]
+                item.captions = captions[:num_captions]
         yield from batch
 
 

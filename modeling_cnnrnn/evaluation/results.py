@@ -14,7 +14,7 @@ from PIL import Image
 from ..data.batching import CaptionDataset, load_stored_image
 from ..data.shapes.language import checker, hallucination_scores
 from ..files import whole_folder, write_json, write_text
-from ..metrics import CaptionScores
+from ..metrics import CaptionScores, set_diversity
 from ..models.image_view_cnnrnn import find_view
 from .captions import CaptionEvaluation, GeneratedCaption, score_captions
 from .figures import save_attention_figure
@@ -71,6 +71,8 @@ def score_evaluation(
             "images_per_second": len(captions) / seconds,
             "not_computed": scores.not_computed,
         }
+        if captions and captions[0].all_captions:
+            content |= set_diversity([caption.all_captions for caption in captions])
         if scenes is not None:
             texts = [caption.caption for caption in captions]
             content |= hallucination_scores(texts, [scenes[caption.row] for caption in captions])

@@ -5,7 +5,7 @@ Only NumPy and safetensors are needed; METEOR and SPICE run pycocoevalcap's Java
 """
 
 from .cider import CiderD, DocumentFrequency, cut_after_eos
-from .diversity import caption_health
+from .diversity import caption_health, set_diversity
 from .perplexity import perplexity
 from .pointing import overlap_hits, pointing_hits
 from .ptb_tokenizer import ptb_tokenize
@@ -27,5 +27,6 @@ __all__ = [
     "pointing_hits",
     "ptb_tokenize",
     "retrieval_metrics",
+    "set_diversity",
     "tokenize_captions",
 ]

@@ -66,8 +66,11 @@ def compute_image_features(
         And the rows that cannot be read, each with the reason (their features are 0).
 
     Raises:
-        ValueError: `num_views` is less than 1, or more than 1 without an `augmentation` to tell them apart.
+        ValueError: `num_views` is less than 1, or more than 1 without an `augmentation` to tell them apart; `model` is an
+            ensemble.
     """
+    if not isinstance(model, CnnRnnPreTrainedModel):
+        raise ValueError(f"`model` is a {type(model).__name__}: stored features are of one CNN alone, leave them out.")
     if num_views < 1 or (num_views > 1 and augmentation is None):
         raise ValueError(
             f"`num_views` is {num_views} and `augmentation` {augmentation}: pass 1, or an augmentation (random crops or "
