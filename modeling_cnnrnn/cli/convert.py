@@ -11,6 +11,7 @@ DESCRIPTION = """
 Convert the checkpoint of another program to a captioner, which writes the same sentences.
 
     cnnrnn convert model_id1-501-1448236541.t7 --output_dir outputs/neuraltalk2
+    cnnrnn convert model-best.pth infos_updown-best.pkl --output_dir outputs/updown
     cnnrnn convert encoder-5-3000.ckpt decoder-5-3000.ckpt vocab.pkl --output_dir outputs/tutorial
 
 The program is guessed from the files; --from names it. Nothing that the files hold is run.

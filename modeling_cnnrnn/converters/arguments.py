@@ -12,6 +12,6 @@ class ConvertArguments:
         metadata={"help": "The files of the checkpoint, in any order: weights and vocabulary.", "positional": True}
     )
     output_dir: str = field(metadata={"help": "Folder to write the captioner to, new or empty."})
-    from_: Literal["neuraltalk", "neuraltalk2", "pytorch_tutorial", "show_attend_tell"] | None = field(
+    from_: Literal["neuraltalk", "neuraltalk2", "pytorch_tutorial", "self_critical", "show_attend_tell"] | None = field(
         default=None, metadata={"help": "Program that wrote the checkpoint. By default guessed from its files."}
     )

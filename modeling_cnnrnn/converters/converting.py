@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..files import whole_folder
-from . import neuraltalk, neuraltalk2, pytorch_tutorial, show_attend_tell
+from . import neuraltalk, neuraltalk2, pytorch_tutorial, self_critical, show_attend_tell
 from .converted import Converted
 from .files import open_checkpoint
 
@@ -18,6 +18,7 @@ FORMATS: dict[str, ModuleType] = {
     "neuraltalk": neuraltalk,
     "neuraltalk2": neuraltalk2,
     "pytorch_tutorial": pytorch_tutorial,
+    "self_critical": self_critical,
     "show_attend_tell": show_attend_tell,
 }
 

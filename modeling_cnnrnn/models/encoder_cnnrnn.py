@@ -59,6 +59,8 @@ class CnnRnnImageEncoder(CnnRnnPreTrainedModel):
         super().__init__(config)
         if config.encoder is None:  # type: ignore[attr-defined]
             self.cnn = nn.Module()  # features come from outside
+            # all that has a dtype where there is no projection either
+            self.cnn.register_buffer("nothing", torch.empty(0), persistent=False)
         elif config.encoder.model_type == ConvNetConfig.model_type:  # type: ignore[attr-defined]
             # the Auto class of transformers does not know it where this package is not installed
             self.cnn = ConvNetModel._from_config(config.encoder)
@@ -272,10 +274,8 @@ class CnnRnnEncoder(CnnRnnImageEncoder):
         )
 
     def _feature_dtype(self) -> torch.dtype:
-        """The precision of the weights or, where regions are features of a detector as they are, of the configuration."""
-        if any(True for _ in self.parameters()):
-            return self.dtype
-        return getattr(torch, str(self.config.dtype or torch.float32).removeprefix("torch."))
+        """The precision of the weights or, where regions are features of a detector as they are, of the buffer beside them."""
+        return next(tensor.dtype for tensor in (*self.parameters(), *self.buffers()) if tensor.is_floating_point())
 
     def _check_image_features(self, features: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor | None:
         """Check shapes, and return the mask as booleans, or `None` if no region is masked."""

@@ -203,6 +203,14 @@ def test_a_captioner_without_a_cnn_reads_features_from_outside(make_config, tmp_
         model.get_encoder().cell_centers(32, 32)
 
 
+def test_features_from_outside_may_reach_attention_as_they_are(make_config):
+    config = make_config(feature_size=20, feature_projection="none", attention_type="att2in", image_injection="none")
+    model = CnnRnnForConditionalGeneration(config).to(torch.bfloat16).eval()
+    regions = model.get_encoder()(image_features=torch.ones(1, 3, 20)).last_hidden_state
+    assert regions.dtype == torch.bfloat16
+    assert model.generate(image_features=torch.randn(2, 3, 20), max_length=5).shape[0] == 2
+
+
 def test_the_feature_map_is_averaged_to_a_grid_of_any_size(make_model, pixel_values):
     model = make_model(attention_type="additive")
     plain = model.get_encoder().compute_feature_map(pixel_values)[0]  # (B, 16, 4, 4)

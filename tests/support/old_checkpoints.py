@@ -4,6 +4,7 @@ import json
 import pickle
 import sys
 import warnings
+from argparse import Namespace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +17,7 @@ from support.paths import ROOT
 from support.torch7_writer import Closure, Object, Writer
 
 
+SELF_CRITICAL = ("fc", "newfc", "show_tell", "att2in", "att2in2", "adaatt", "adaattmo", "updown")
 GOLDEN = ROOT / "tests" / "converters" / "golden"
 
 
@@ -167,6 +169,25 @@ def _make_modules(weights: dict[str, torch.Tensor], kinds: dict[str, type]) -> t
     return root
 
 
+def self_critical_weights(golden: dict[str, Any]) -> dict[str, Any]:
+    weights = draw_weights(golden["layout"], golden["seed"], golden["scale"])
+    weights["logit.bias"][0] += golden["end"]  # sentences of a few words
+    return weights
+
+
+def write_self_critical(folder: Path, golden: dict[str, Any]) -> list[str]:
+    torch.save(as_tensors(self_critical_weights(golden)), folder / "model-best.pth")
+    infos = {
+        "opt": Namespace(**golden["options"]),
+        "vocab": {str(i): word for i, word in enumerate(golden["words"]) if i},
+        "iter": 3,
+        "best_val_score": np.float64(0.9),
+        "loader_state_dict": {"train": {"index_list": [2, 0, 1], "iter_counter": 1}},
+    }
+    (folder / "infos_fc-best.pkl").write_bytes(pickle.dumps(infos, protocol=2))
+    return [str(folder / "model-best.pth"), str(folder / "infos_fc-best.pkl")]
+
+
 WRITERS = {
     "neuraltalk-lstm": write_neuraltalk,
     "neuraltalk-lstm-tanh": write_neuraltalk,
@@ -174,6 +195,7 @@ WRITERS = {
     "neuraltalk-rnn-once": write_neuraltalk,
     "neuraltalk2": write_neuraltalk2,
     "pytorch_tutorial": write_pytorch_tutorial,
+    **{f"self_critical-{name}": write_self_critical for name in SELF_CRITICAL},
     "show_attend_tell": write_show_attend_tell,
 }
 
