@@ -88,6 +88,7 @@ class CaptionDataset(Dataset):
         self.captions_per_image = captions_per_image
         self.augmentation = augmentation
         self.image_features = views
+        self.has_regions = isinstance(image_features, RegionFeatures)
         self.broken = dict(broken or {})
         self.needed_side = needed_training_side(processor.image_processor, augmentation) if draft else None
         self.seed = seed
@@ -149,6 +150,10 @@ class CaptionDataset(Dataset):
 
     def __len__(self) -> int:
         return len(self.image_ids)
+
+    def boxes(self, index: int) -> np.ndarray | None:
+        """Return the boxes `(num_regions, 4)` of the regions of an image, where a detector has found them."""
+        return self.image_features[0].boxes(index) if self.has_regions else None
 
     def _open(self, index: int) -> Image.Image:
         return load_stored_image(self.images[index]["image"], self.needed_side)

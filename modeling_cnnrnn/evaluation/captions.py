@@ -26,6 +26,7 @@ from .consensus import rank_by_consensus
 
 
 MAP_SIZE = 32  # rows and columns of an attention map that lies on a picture
+BOX_LIMIT = 2.0  # boxes in parts of a picture end near 1, those in pixels far beyond
 
 
 @dataclass
@@ -39,9 +40,12 @@ class GeneratedCaption:
         log_probability: log-probability of the sentence, its end included, in nats.
         words: the sentence's tokens, with the end token if it was generated.
         word_probabilities: the probability of each of `words`.
-        attention: attention map of each of `words`, `(num_words, height, width)`, for models with attention.
+        attention: attention map of each of `words`, `(num_words, height, width)`, for models with attention; with `boxes`,
+            the weight of each of them, `(num_words, 1, num_regions)`.
         cell_centers: where the rows and the columns of these maps look, in parts of the picture that the CNN sees.
         all_captions: all sentences that were generated about the image, this one first, if they are several.
+        boxes: left, top, right and bottom of the regions of a detector, `(num_regions, 4)`, in pixels or in parts of the
+            picture.
     """
 
     row: int
@@ -52,9 +56,14 @@ class GeneratedCaption:
     attention: np.ndarray | None = None
     cell_centers: tuple[torch.Tensor, torch.Tensor] | None = None
     all_captions: list[str] = field(default_factory=list)
+    boxes: np.ndarray | None = None
 
     def attention_over(self, view: View) -> np.ndarray | None:
         """Lay the attention maps on the whole picture, of which the CNN sees a part, `(num_words, MAP_SIZE, MAP_SIZE)`."""
+        if self.attention is not None and self.boxes is not None:
+            is_pixels = self.boxes.max() > BOX_LIMIT
+            sides = (view.width, view.height) * 2 if is_pixels else (1, 1, 1, 1)
+            return _lay_boxes(self.attention[:, 0], self.boxes / np.array(sides, np.float32))
         if self.attention is None or self.cell_centers is None:
             return None
         return view.lay_maps(torch.from_numpy(self.attention), self.cell_centers, (MAP_SIZE, MAP_SIZE)).numpy()
@@ -124,7 +133,7 @@ def evaluate_captioner(
             for index, options in enumerate(generation):
                 started = time.perf_counter()
                 found.captions[index] += _generate_batch(
-                    model, dataset.processor, encoder_outputs, batch["rows"], with_attention, options
+                    model, dataset.processor, encoder_outputs, batch["rows"], with_attention, options, dataset.boxes
                 )
                 found.seconds[index] += encoding_seconds + time.perf_counter() - started
         found.broken |= dict(batch["broken"])
@@ -185,7 +194,13 @@ def _sum_of_losses(
 
 
 def _generate_batch(
-    model, processor, encoder_outputs, rows: Sequence[int], with_attention: bool, options: Mapping[str, Any]
+    model,
+    processor,
+    encoder_outputs,
+    rows: Sequence[int],
+    with_attention: bool,
+    options: Mapping[str, Any],
+    boxes_of: Callable[[int], np.ndarray | None] = lambda row: None,
 ) -> Iterator[GeneratedCaption]:
     """Generate one caption of each image of a batch, or several of which the first counts."""
     options = dict(options)
@@ -205,16 +220,31 @@ def _generate_batch(
     for index, row in enumerate(rows):
         is_token = scores.mask[index]
         log_probabilities = scores.log_probs[index][is_token]
+        boxes = boxes_of(row) if scores.attentions is not None and centers is None else None
+        maps = None
+        if centers is not None:
+            maps = _maps(scores.attentions[index][is_token], centers)
+        elif boxes is not None:
+            maps = scores.attentions[index][is_token][:, None, : len(boxes)].float().cpu().numpy()
         yield GeneratedCaption(
             row,
             by_image[index][0],
             log_probabilities.sum().item(),
             processor.tokenizer.convert_ids_to_tokens(sequences[index, 1:][is_token].tolist()),
             log_probabilities.exp().tolist(),
-            _maps(scores.attentions[index][is_token], centers) if centers is not None else None,
+            maps,
             centers,
             by_image[index] if each > 1 else [],
+            boxes,
         )
+
+
+def _lay_boxes(weights: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Lay weights of boxes `(num_words, num_regions)`, in parts of a picture, on it: `(num_words, MAP_SIZE, MAP_SIZE)`."""
+    edges = np.arange(MAP_SIZE + 1, dtype=np.float32) / MAP_SIZE
+    # the share of each row and of each column of the map that a box covers
+    columns, rows = (np.diff(edges.clip(boxes[:, [low]], boxes[:, [low + 2]]), axis=1) * MAP_SIZE for low in (0, 1))
+    return np.einsum("wr,rh,rv->whv", weights, rows, columns)
 
 
 def _cell_centers(

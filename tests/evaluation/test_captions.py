@@ -10,6 +10,7 @@ from support.broken_images import with_broken
 from modeling_cnnrnn import CnnRnnForConditionalGeneration
 from modeling_cnnrnn.data.batching import CaptionDataset
 from modeling_cnnrnn.evaluation.captions import GeneratedCaption, evaluate_captioner, score_captions
+from modeling_cnnrnn.models.image_view_cnnrnn import View
 
 
 @pytest.fixture
@@ -43,6 +44,21 @@ def test_attention_maps_have_one_place_for_each_region(pictures, processor, make
         rows, columns = caption.cell_centers  # half a cell above and left of the middles of a ResNet's cells
         assert np.allclose(4 * rows.numpy(), np.arange(4), atol=0.35)
         assert np.allclose(4 * columns.numpy(), np.arange(4), atol=0.35)
+
+
+@pytest.mark.parametrize("unit", ["pixels", "parts"])
+def test_the_weights_of_boxes_lie_where_these_are(unit):
+    sides = np.array([64, 32, 64, 32]) if unit == "pixels" else np.ones(4)  # of a picture of 64 x 32 pixels
+    boxes = (np.array([[0, 0, 0.5, 1], [0.25, 0.5, 1, 1]]) * sides).astype(np.float32)
+    weights = np.array([[[0.75, 0.25]], [[0.0, 1.0]]], np.float32)
+    view = View(64, 32, (0, 0, 64, 32))
+    maps = GeneratedCaption(0, "a dog", attention=weights, boxes=boxes).attention_over(view)
+    assert maps.shape == (2, 32, 32)
+    expected = np.zeros((2, 32, 32))
+    expected[0, :, :16] += 0.75
+    expected[0, 16:, 8:] += 0.25
+    expected[1, 16:, 8:] += 1
+    np.testing.assert_allclose(maps, expected, atol=1e-6)
 
 
 def test_the_loss_of_a_dataset_does_not_depend_on_its_batches(pictures, processor, captioner):

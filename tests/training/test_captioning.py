@@ -108,7 +108,8 @@ def test_a_captioner_learns_and_is_evaluated_from_the_regions_of_a_detector(pict
     columns = save(tmp_path / "columns", train=with_column, validation=with_column)
     (tmp_path / "regions").mkdir()
     for name, own in zip(pictures["image_id"][:], features, strict=True):
-        np.save(tmp_path / "regions" / f"{name}.npy", own)
+        boxes = np.tile(np.array([8, 4, 24, 30], np.float32), (len(own), 1))
+        np.savez(tmp_path / "regions" / f"{name}.npz", features=own, boxes=boxes)
     options = ["--architecture", "up_down", "--hidden_size", 16, "--embedding_size", 16, "--attention_size", 8]
     options += ["--min_frequency", 1, "--num_train_epochs", 2, "--output_dir", tmp_path / "captioner"]
     assert cnnrnn("train", "--dataset_name", plain, "--region_features", tmp_path / "regions", *options) == 0
@@ -119,5 +120,9 @@ def test_a_captioner_learns_and_is_evaluated_from_the_regions_of_a_detector(pict
     results = json.loads((tmp_path / "evaluation" / "eval_results.json").read_text())
     trained = json.loads((tmp_path / "captioner" / "training_results.json").read_text())
     assert results["results"]["beam 1"]["CIDEr"] == pytest.approx(trained["best"]["CIDEr"])
-    assert cnnrnn("evaluate", *place, "--dataset_name", plain, "--split", "validation") == 1
+    place = ["--model_name_or_path", tmp_path / "captioner", "--output_dir", tmp_path / "with_boxes"]
+    data = ["--dataset_name", plain, "--split", "validation"]
+    assert cnnrnn("evaluate", *place, *data, "--region_features", tmp_path / "regions") == 0
+    assert (tmp_path / "with_boxes" / "gallery.html").stat().st_size > 0
+    assert cnnrnn("evaluate", *place, *data) == 1
     assert "this captioner reads regions of a detector: pass `region_features`" in capfd.readouterr().err
