@@ -42,8 +42,13 @@ class Converted:
         processor = CnnRnnProcessor(self.image_processor, self.vocabulary.make_tokenizer())
         with torch.device("meta"):  # the weights are those of the checkpoint: none are drawn
             model = CnnRnnForConditionalGeneration(CnnRnnConfig(vocab_size=self.vocabulary.size, **self.config))
+        # copies: those of a checkpoint may be parts of one tensor, which is not saved as parts
+        weights = {
+            name: (value.float() if value.is_floating_point() else value).clone(memory_format=torch.contiguous_format)
+            for name, value in self.weights.items()
+        }
         try:
-            model.load_state_dict(self.weights, assign=True)
+            model.load_state_dict(weights, assign=True)
         except RuntimeError as error:
             faults = " ".join(str(error).split()[6:])
             raise ValueError(f"The weights are not those of such a captioner: {faults}") from error

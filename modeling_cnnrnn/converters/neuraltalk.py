@@ -49,7 +49,7 @@ def convert(checkpoint: dict[str, Any]) -> Converted:
         "embedding_dropout": float(params.get("drop_prob_encoder", 0.0)),
         "feature_dropout": float(params.get("drop_prob_encoder", 0.0)),
     }
-    generation = {"max_length": MAX_LENGTH, "num_beams": 1, "length_penalty": 0.0}
+    generation = {"max_length": MAX_LENGTH, "num_beams": 1}
     return Converted(vocab, config, weights, squash(IMAGE_SIZE), generation)
 
 

@@ -53,11 +53,7 @@ def convert(model: Weights, infos: dict[str, Any]) -> Converted:
     weights["model.decoder.embed_tokens.weight"] = vocab.embedding(embedding)
     weights["lm_head.weight"], weights["lm_head.bias"] = vocab.output(model["logit.weight"], model["logit.bias"])
     max_length = (options.get("max_length") or 0) if name not in ("fc", "show_tell") else 0
-    generation = {
-        "max_length": int(max_length or options["seq_length"]) + 1,
-        "num_beams": 1,
-        "length_penalty": 0.0,
-    }
+    generation = {"max_length": int(max_length or options["seq_length"]) + 1, "num_beams": 1}
     return Converted(vocab, config, weights, squash(IMAGE_SIZE), generation)
 
 
