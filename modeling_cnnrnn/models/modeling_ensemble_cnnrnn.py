@@ -249,23 +249,29 @@ class CnnRnnEnsemble(PreTrainedModel, CnnRnnGenerationMixin):
         """
         if push_to_hub:
             raise ValueError("`push_to_hub` is True: save the ensemble, then call its `push_to_hub`.")
-        # an import in a function is copied too; `AutoProcessor` finds the class by this entry
-        from .processing_ensemble_cnnrnn import CnnRnnEnsembleProcessor
+        # imports in functions are copied too
+        from .pipeline_cnnrnn import CUSTOM_PIPELINES
 
         for number, captioner in enumerate(self.captioners):
             captioner.save_pretrained(Path(save_directory, subfolder_of(number)), *args, **kwargs)
-        processor = f"{CnnRnnEnsembleProcessor.__module__.rpartition('.')[2]}.{CnnRnnEnsembleProcessor.__name__}"
-        auto_map = getattr(self.config, "auto_map", None) or {}
         self.config.auto_map = {
-            **auto_map,
-            "AutoModel": f"{_file_name()}.{type(self).__name__}",
-            "AutoProcessor": processor,
+            **(getattr(self.config, "auto_map", None) or {}),
+            "AutoModel": "modeling_ensemble_cnnrnn.CnnRnnEnsemble",
+            "AutoProcessor": "processing_ensemble_cnnrnn.CnnRnnEnsembleProcessor",
         }
+        self.config.custom_pipelines = CUSTOM_PIPELINES
         self.config.architectures = [type(self).__name__]
         if self._auto_class is not None:
             custom_object_save(self, save_directory, config=self.config)  # type: ignore[arg-type]
         self.config.save_pretrained(save_directory)
         self.generation_config.save_pretrained(save_directory)
+
+    @property
+    def processor_class(self) -> Any:
+        """The class of its processor, which imports this file."""
+        from .processing_ensemble_cnnrnn import CnnRnnEnsembleProcessor
+
+        return CnnRnnEnsembleProcessor
 
     def get_encoder(self, modality: str | None = None) -> CnnRnnEnsembleEncoder:
         return CnnRnnEnsembleEncoder([*self.captioners])
@@ -364,11 +370,6 @@ def _repeat(encoder_outputs: CnnRnnEncoderOutput, count: int) -> CnnRnnEncoderOu
         if isinstance(value, torch.Tensor)
     }
     return CnnRnnEncoderOutput(**repeated)
-
-
-def _file_name() -> str:
-    """Name this file as an `auto_map` does."""
-    return __name__.rpartition(".")[2]
 
 
 __all__ = ["CnnRnnEnsemble", "CnnRnnEnsembleCache", "CnnRnnEnsembleEncoderOutput"]

@@ -71,7 +71,8 @@ class ImageToTextPipeline(Pipeline):
                     "`processor` is None, and `model` was not loaded from anywhere: pass `processor=`, or "
                     "`image_processor=` and `tokenizer=`."
                 )
-            processor = CnnRnnProcessor.from_pretrained(model.name_or_path)
+            # that of an ensemble is another one
+            processor = getattr(model, "processor_class", CnnRnnProcessor).from_pretrained(model.name_or_path)
         if tokenizer is not None or image_processor is not None:
             processor = CnnRnnProcessor(image_processor or processor.image_processor, tokenizer or processor.tokenizer)
         super().__init__(model, processor=processor, **{**kwargs, "task": "image-to-text"})

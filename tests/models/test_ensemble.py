@@ -17,6 +17,7 @@ from modeling_cnnrnn import (
     CnnRnnProcessor,
     ImageToTextPipeline,
     build_tokenizer,
+    pipeline,
 )
 
 
@@ -201,6 +202,7 @@ def test_an_ensemble_is_a_folder_of_captioners(first, second, processors, pictur
         loaded = auto_class.from_pretrained(tmp_path)
         assert loaded.config.weights == [2, 1]
         assert ImageToTextPipeline(loaded, processor=loaded_processor)(pictures["image"][:2]) == expected
+    assert pipeline("image-to-text", model=str(tmp_path))(pictures["image"][:2]) == expected
     alone = CnnRnnForConditionalGeneration.from_pretrained(tmp_path / "captioner_1")
     pixel_values = processors[1](images=pictures["image"][:2], return_tensors="pt")["pixel_values"]
     assert torch.equal(alone.generate(pixel_values), second.generate(pixel_values))
@@ -213,13 +215,18 @@ def test_an_ensemble_is_a_folder_of_captioners(first, second, processors, pictur
 STRANGER = """
 import sys
 from datasets import load_from_disk
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 
 model = AutoModelForImageTextToText.from_pretrained("ensemble", trust_remote_code=True)
 processor = AutoProcessor.from_pretrained("ensemble", trust_remote_code=True)
-inputs = processor(images=load_from_disk("pictures")["image"], return_tensors="pt")
+images = load_from_disk("pictures")["image"][:]
+inputs = processor(images=images, return_tensors="pt")
+words = model.generate(**inputs, num_beams=2)
+pipe = pipeline("image-to-text", model="ensemble", trust_remote_code=True)
+texts = [records[0]["generated_text"] for records in pipe(images, generate_kwargs={"num_beams": 2})]
+assert texts == processor.batch_decode(words, skip_special_tokens=True)
 assert "modeling_cnnrnn" not in sys.modules
-print(model.generate(**inputs, num_beams=2).tolist())
+print(words.tolist())
 """
 
 
