@@ -7,7 +7,7 @@ It is saved as a folder of folders, each of which is a captioner with its proces
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,14 @@ from transformers.utils import ModelOutput
 from .configuration_cnnrnn import CnnRnnConfig
 from .configuration_ensemble_cnnrnn import CnnRnnEnsembleConfig
 from .encoder_cnnrnn import CnnRnnEncoderOutput
+from .fast_decoding_cnnrnn import Writer
 from .generation_cnnrnn import CnnRnnGenerationMixin
 from .loading_cnnrnn import CnnRnnLoadingError
 from .loss_cnnrnn import IGNORE_INDEX
 from .modeling_cnnrnn import CnnRnnForConditionalGeneration
 from .processor_checks_cnnrnn import HUB_KWARGS
 from .recurrence_cnnrnn import CnnRnnCache
+from .training_steps_cnnrnn import is_plain
 
 
 def subfolder_of(number: int) -> str:
@@ -141,6 +143,35 @@ def _without_filling(pixels: torch.Tensor) -> torch.Tensor:
     is_pixel = ~pixels.isnan().all(dim=1).all(dim=0)  # (height, width)
     height, width = (int(is_pixel.any(dim=dim).sum()) for dim in (1, 0))
     return pixels[:, :, :height, :width] if height and width else pixels
+
+
+class EnsembleWriter(Writer):
+    """
+    The sentences of a call of `generate` on packed weights, as they grow, from what several captioners predict.
+
+    Args:
+        writers: of each captioner.
+        average: makes one prediction of their logits.
+    """
+
+    def __init__(self, writers: Sequence[Writer], average: Callable[[Sequence[torch.Tensor]], torch.Tensor]):
+        self.writers, self.average = writers, average
+        self.input_ids, self.record, self.processors = writers[0].input_ids, writers[0].record, writers[0].processors
+        self.logits = average([writer.logits for writer in writers])
+
+    def read(self):
+        for writer in self.writers:
+            writer.input_ids = self.input_ids
+            writer.read()
+        self.logits = self.average([writer.logits for writer in self.writers])
+
+    def reorder(self, rows: torch.Tensor):
+        self.input_ids = self.input_ids.index_select(0, rows)
+        for writer in self.writers:
+            writer.reorder(rows)
+
+    def final_cache(self) -> CnnRnnEnsembleCache:
+        return CnnRnnEnsembleCache([writer.final_cache() for writer in self.writers])
 
 
 class CnnRnnEnsemble(PreTrainedModel, CnnRnnGenerationMixin):
@@ -350,6 +381,23 @@ class CnnRnnEnsemble(PreTrainedModel, CnnRnnGenerationMixin):
             past_key_values=cache,  # type: ignore[arg-type]
             encoder_last_hidden_state=encoded.last_hidden_state,
         )
+
+    def _fast_writer(
+        self, input_ids, logits_processor, stopping_criteria, generation_config, kwargs, expand_size=1
+    ) -> EnsembleWriter | None:
+        """Make what the loops of this package need, if each captioner can; attention maps are of one captioner alone."""
+        if generation_config.output_attentions or not is_plain(self, CnnRnnEnsemble):
+            return None
+        writers = []
+        for captioner, images in zip(self.captioners, kwargs["encoder_outputs"]["captioners"], strict=True):
+            own = {**kwargs, "encoder_outputs": images}
+            writer = captioner._fast_writer(
+                input_ids, logits_processor, stopping_criteria, generation_config, own, expand_size
+            )
+            if writer is None:
+                return None
+            writers.append(writer)
+        return EnsembleWriter(writers, self.average)
 
     def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs):
         input_ids, model_kwargs = super()._expand_inputs_for_generation(  # type: ignore[misc]

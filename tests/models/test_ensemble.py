@@ -114,10 +114,13 @@ def test_two_write_the_best_of_all_sentences_by_their_average(make_model, pixel_
 
 
 @pytest.mark.parametrize("way", ["greedy", "beams", "diverse"])
-def test_cache_batch_and_encoded_images_change_no_word(first, second, pixel_values, way):
+def test_cache_batch_and_encoded_images_change_no_word(first, second, pixel_values, monkeypatch, way):
     ensemble = CnnRnnEnsemble.from_captioners([first, second])
+    taken, make = [], CnnRnnEnsemble._fast_writer
+    monkeypatch.setattr(CnnRnnEnsemble, "_fast_writer", lambda *args: taken.append(make(*args)) or taken[-1])
     options = {"max_new_tokens": 6, **WAYS[way]}
     expected = ensemble.generate(pixel_values, **options)
+    assert taken[0] is not None  # the loops on packed weights; those without a cache are transformers'
     assert torch.equal(ensemble.generate(pixel_values, use_cache=False, **options), expected)
     encoder_outputs = ensemble.get_encoder()(pixel_values)
     for _ in range(2):  # the caller's stay as they are
