@@ -90,6 +90,11 @@ class PageServer:
         except ValueError:
             return self.host == "localhost"
 
+    @property
+    def is_running(self) -> bool:
+        """Whether the page is served."""
+        return self._thread is not None and self._thread.is_alive()
+
     def bind(self) -> None:
         """
         Take the port.

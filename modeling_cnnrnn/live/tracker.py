@@ -154,7 +154,8 @@ class LiveTracker(GeneralTracker):
     @on_main_process
     def finish(self) -> None:
         """Write the last state, send it to those who watch, and end the server."""
-        self.write()
+        if self.server.is_running:  # what ends before it begins leaves the file of an earlier part
+            self.write()
         self.server.stop()
 
     def write(self) -> None:

@@ -54,7 +54,7 @@ class LiveSession(TrainerCallback):
         self.trainer, self.tracker, self.board = trainer, tracker, tracker.board
         self.is_paused = self.saves = self._resized = False
         self.restart: Wishes | None = None
-        self._next_look = 0.0
+        self._next_look, self._last_look = 0.0, -LOOK_SECONDS
         self._turn = 0
         self._has_ended = False
 
@@ -85,8 +85,8 @@ class LiveSession(TrainerCallback):
         if trainer.networks is not None and not trainer.is_sharded:
             self.tracker.check_network = trainer.networks.check
             plan["network"] = trainer.networks.describe(trainer.model)
-        self.board.put(plan=plan, layers=[], predictions=[], best=state.best)
-        self._next_look = 0.0
+        self.board.put(plan=plan, layers=[], predictions=[], confusion={}, best=state.best)
+        self._next_look, self._last_look = 0.0, -LOOK_SECONDS
         self._show_controls()
         self._show_checkpoints()
         self.say("training")
@@ -102,7 +102,9 @@ class LiveSession(TrainerCallback):
             self._look()
 
     def on_evaluate(self, trainer: "Trainer", metrics: Mapping[str, float]) -> None:
-        self._look()
+        is_last = trainer.state.step == trainer.num_steps
+        if is_last or time.monotonic() >= self._last_look + LOOK_SECONDS:  # for the file, if nobody watches
+            self._look()
         self.board.put(best=trainer.state.best, **trainer.evaluation_details())
         self.say("training")
 
@@ -138,8 +140,8 @@ class LiveSession(TrainerCallback):
             predictions = self.view.predictions(self._turn)
             self.board.put(layers=self.view.layers(self._turn), predictions=predictions, look=self.trainer.state.step)
         self._turn += 1
-        ended = time.monotonic()
-        self._next_look = ended + max(LOOK_SECONDS, (ended - started) / LOOK_SHARE)
+        self._last_look = time.monotonic()
+        self._next_look = self._last_look + max(LOOK_SECONDS, (self._last_look - started) / LOOK_SHARE)
 
     def _show_controls(self) -> None:
         args = self.trainer.args

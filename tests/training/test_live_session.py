@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import threading
 import time
 from concurrent.futures import Future
@@ -304,6 +305,14 @@ def test_a_loss_that_is_not_finite_is_noticed_at_the_next_step_and_shown(tmp_pat
         "failed",
         "The loss is nan at step 3: pass a smaller --learning_rate.",
     )
+
+
+def test_a_training_that_fails_before_it_begins_leaves_the_page_of_the_one_before(watched, tmp_path):
+    shutil.copytree(watched, tmp_path / "copy")
+    (tmp_path / "copy/checkpoint-6/model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match="is damaged"):
+        trained(tmp_path / "copy", resume_from_checkpoint="latest")
+    assert shown_in(tmp_path / "copy/training.html")["status"]["state"] == "finished"
 
 
 def test_nobody_looks_inside_while_nobody_watches(tmp_path, monkeypatch):

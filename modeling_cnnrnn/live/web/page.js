@@ -86,7 +86,7 @@ function picture({ image, label, top, words }, alt) {
   const frame = make("div", { className: "frame" }), shown = make("img", { src: image, alt: label ?? alt });
   shown.onload = () => shown.classList.toggle("pixels", shown.naturalWidth < 128);
   frame.append(shown);
-  const said = label === undefined ? [] : [make("div", { className: "label" }, label)];
+  const said = label === undefined ? [] : [make("div", { className: "label" }, words ? `reference: ${label}` : label)];
   const bars = (top ?? []).map(([answer, probability]) => make("div",
     { className: `bar ${label === undefined ? "plain" : answer === label ? "right" : "wrong"}` },
     make("i", { style: `width: ${100 * probability}%` }),
@@ -220,12 +220,13 @@ function drawPanel(panel, xs) {
   context.globalAlpha = 1;
   const pointed = panel.pointer === undefined ? undefined : Math.min(Math.max(panel.pointer, left), width - right);
   const texts = lines.map((line, i) => {
-    context.strokeStyle = context.fillStyle = COLORS[i % COLORS.length]; context.lineWidth = 1.5;
+    const color = COLORS[panel.series().indexOf(names[i]) % COLORS.length]; // of what it is, whatever else is drawn
+    context.strokeStyle = context.fillStyle = color; context.lineWidth = 1.5;
     drawLine(context, line, X, Y);
     if (names[i].startsWith("eval/") && line.length < 80) for (const [x, y] of line) { context.beginPath(); context.arc(X(x), Y(y), 2.5, 0, 7); context.fill(); }
     const near = pointed === undefined ? line.at(-1) : line.reduce((best, point) => Math.abs(X(point[0]) - pointed) < Math.abs(X(best[0]) - pointed) ? point : best, line[0]);
     const [split, ...rest] = names[i].split("/"), label = panel === panels[0] || panel === panels[1] ? { train: "training", eval: "validation" }[split] : names.length > 1 ? name(rest.join("/")).replace(" per second", "") : "";
-    return make("i", { style: `color: ${COLORS[i % COLORS.length]}` }, `${label} ${near ? number(near[1]) : ""}`);
+    return make("i", { style: `color: ${color}` }, `${label} ${near ? number(near[1]) : ""}`);
   });
   if (pointed !== undefined) { context.strokeStyle = "#8888"; context.lineWidth = 1; context.beginPath(); context.moveTo(pointed, top); context.lineTo(pointed, height - bottom); context.stroke(); }
   showLegend(panel, texts);
