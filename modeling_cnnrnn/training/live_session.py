@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 LOOK_SECONDS = 5.0  # between two looks inside, at least
-LOOK_SHARE = 0.01  # of the time of a training that looks may take
+LOOK_SHARE = 0.01  # of the time of a training, and of its CPU time, that looks may take
 PAUSE_SECONDS = 0.5  # between two signs of life of the main process while the training is paused
 BATCH_SIZE = "per_device_train_batch_size"
 # entries of parameter groups, by the control that sets them
@@ -54,7 +54,7 @@ class LiveSession(TrainerCallback):
         self.trainer, self.tracker, self.board = trainer, tracker, tracker.board
         self.is_paused = self.saves = self._resized = False
         self.restart: Wishes | None = None
-        self._next_look, self._last_look = 0.0, -LOOK_SECONDS
+        self._next_look, self._last_look = (0.0, 0.0), -LOOK_SECONDS
         self._turn = 0
         self._has_ended = False
 
@@ -86,7 +86,7 @@ class LiveSession(TrainerCallback):
             self.tracker.check_network = trainer.networks.check
             plan["network"] = trainer.networks.describe(trainer.model)
         self.board.put(plan=plan, layers=[], predictions=[], confusion={}, best=state.best)
-        self._next_look, self._last_look = 0.0, -LOOK_SECONDS
+        self._next_look, self._last_look = (0.0, 0.0), -LOOK_SECONDS
         self._show_controls()
         self._show_checkpoints()
         self.say("training")
@@ -103,7 +103,7 @@ class LiveSession(TrainerCallback):
 
     def on_evaluate(self, trainer: "Trainer", metrics: Mapping[str, float]) -> None:
         is_last = trainer.state.step == trainer.num_steps
-        if is_last or time.monotonic() >= self._last_look + LOOK_SECONDS:  # for the file, if nobody watches
+        if is_last or _clocks()[0] >= self._last_look + LOOK_SECONDS:  # for the file, if nobody watches
             self._look()
         self.board.put(best=trainer.state.best, **trainer.evaluation_details())
         self.say("training")
@@ -131,17 +131,20 @@ class LiveSession(TrainerCallback):
             self.tracker.finish()
 
     def _is_due(self) -> bool:
-        return self.board.is_watched and time.monotonic() >= self._next_look
+        if not self.board.is_watched:
+            return False
+        return all(now >= due for now, due in zip(_clocks(), self._next_look, strict=True))
 
     def _look(self) -> None:
         """Look inside, and at some answers; the more that takes, the longer until the next time."""
-        started = time.monotonic()
+        started = _clocks()
         with side_work("The page does not show the inside"):
             predictions = self.view.predictions(self._turn)
             self.board.put(layers=self.view.layers(self._turn), predictions=predictions, look=self.trainer.state.step)
         self._turn += 1
-        self._last_look = time.monotonic()
-        self._next_look = self._last_look + max(LOOK_SECONDS, (self._last_look - started) / LOOK_SHARE)
+        self._last_look, used = ended = _clocks()
+        rests = [(end - start) / LOOK_SHARE for start, end in zip(started, ended, strict=True)]
+        self._next_look = (self._last_look + max(LOOK_SECONDS, rests[0]), used + rests[1])
 
     def _show_controls(self) -> None:
         args = self.trainer.args
@@ -266,8 +269,12 @@ class LiveSession(TrainerCallback):
             step = int(checkpoint.name.split("-")[1]) if checkpoint is not None and is_own else -1
             set_aside(trainer.output_dir, step, with_best=not is_own)
         trainer.accelerator.wait_for_everyone()
-        state = TrainerState(network=restart.network, changes=[{**change, "step": 0} for change in changes])
-        trainer.begin_again(checkpoint, state)
+        trainer.state = TrainerState(network=restart.network, changes=[{**change, "step": 0} for change in changes])
+        if checkpoint is None:
+            trainer.set_network(restart.network)
+        trainer.begin(checkpoint)
+        if not is_own:
+            trainer.save_checkpoint()  # which a resumed training finds
 
 
 def restore_changes(args: Any, changes: list[dict[str, Any]]) -> None:
@@ -277,6 +284,11 @@ def restore_changes(args: Any, changes: list[dict[str, Any]]) -> None:
     for name, value in last.items():
         if hasattr(args, name) and getattr(args, name) == first[name]:
             setattr(args, name, value)
+
+
+def _clocks() -> tuple[float, float]:
+    """The time, and the CPU time of this process: a look that waits for nothing has more of the one than of the other."""
+    return time.monotonic(), time.process_time()
 
 
 def _momentum(group: Mapping[str, Any]) -> float | None:

@@ -240,7 +240,7 @@ class Trainer:
                 raise
 
     def _train(self) -> TrainerState:
-        self._begin(find_checkpoint(self.output_dir, self.args.resume_from_checkpoint))
+        self.begin(find_checkpoint(self.output_dir, self.args.resume_from_checkpoint))
         while self.state.step < self.num_steps:
             if self.stage_at(self.state.step) != self.stage:
                 self.enter_stage()
@@ -390,20 +390,6 @@ class Trainer:
         set_seed(self.args.seed)
         self.model, self.network = self.networks.build(network), network
 
-    def begin_again(self, checkpoint: Path | None, state: TrainerState) -> None:
-        """
-        Begin the training again, with its present options.
-
-        Args:
-            checkpoint: to go back to; `None` to begin with `state`, of no step, and a new model of its network.
-        """
-        self.state = state
-        if checkpoint is None:
-            self.set_network(state.network)
-        self._begin(checkpoint)
-        if checkpoint is None or checkpoint.parent != self.output_dir:
-            self.save_checkpoint()  # which a resumed training finds
-
     def save_model(self, path: Path) -> None:
         """Write the model, and the processor beside it, as `from_pretrained` loads them."""
         whole = unsharded(self.model, self.accelerator)
@@ -415,7 +401,8 @@ class Trainer:
 
     # the parts of `train`
 
-    def _begin(self, checkpoint: Path | None) -> None:
+    def begin(self, checkpoint: Path | None) -> None:
+        """Make ready to take steps from a checkpoint, or else from the state and the model that there are."""
         accelerator, args = self.accelerator, self.args
         self.state.options = self._options()
         if checkpoint is not None:
