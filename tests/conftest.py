@@ -46,14 +46,11 @@ LAWS_OF_THE_FAMILY = {
     "test_a_batch_is_its_images_one_by_one",
     "test_cached_logits_are_the_uncached",
     "test_decoder_follows_its_equations",
-    "test_every_decoder_looks_at_the_image",
     "test_every_decoder_writes_as_in_the_plain_loop",
     "test_every_layer_is_called",
-    "test_every_parameter_learns",
     "test_gathered_and_plain_steps_agree",
     "test_gradients_are_those_of_finite_differences",
     "test_masked_tokens_are_not_read",
-    "test_padding_changes_neither_loss_nor_logits",
     "test_saved_model_loads_bit_equal",
 }
 

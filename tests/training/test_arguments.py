@@ -9,6 +9,7 @@ from dataclasses import fields
 import pytest
 from support.paths import EXAMPLES
 
+from modeling_cnnrnn import ARCHITECTURES
 from modeling_cnnrnn.training.arguments import (
     CaptionDataArguments,
     CaptionModelArguments,
@@ -45,6 +46,18 @@ def test_there_is_one_default_length(tiny_model):
     assert lengths == {tiny_model.generation_config.max_length}
 
 
+def test_an_architecture_takes_the_place_of_the_defaults_and_of_nothing_else():
+    options = CaptionModelArguments(architecture="up_down", hidden_size=64, feature_dropout=0.1).layer_options()
+    assert ARCHITECTURES["up_down"].items() <= options.items()
+    assert (options["hidden_size"], options["feature_dropout"]) == (64, 0.1)
+    assert (
+        CaptionModelArguments(architecture="show_attend_tell", deep_output="tanh").layer_options()["deep_output"]
+        == "tanh"
+    )
+    with pytest.raises(ValueError, match="pass one of dvsa"):
+        CaptionModelArguments(architecture="other").layer_options()
+
+
 FROZEN = {"encoder_name_or_path": "resnet"}
 STORED = FROZEN | {"cache_image_features": True}
 
@@ -64,6 +77,16 @@ STORED = FROZEN | {"cache_image_features": True}
             {"model_name_or_path": "captioner", "rnn_type": "gru"},
             "`rnn_type` is 'gru', which has no effect with `model_",
         ),
+        (
+            {"model_name_or_path": "captioner", "architecture": "nic"},
+            "`architecture` is 'nic', which has no effect with",
+        ),
+        (
+            {"model_name_or_path": "captioner", "word_vectors": "a.vec"},
+            "`word_vectors` is 'a.vec', which has no effect",
+        ),
+        ({"region_features": "features", "random_crop": True}, "`random_crop` is True, which has no effect with"),
+        (FROZEN | {"region_features": "features"}, "`encoder_name_or_path` is 'resnet', which has no effect with"),
         ({"model_name_or_path": "captioner", "encoder_config": "{}"}, "`encoder_config` is '{}', which has no effect"),
         ({"model_name_or_path": "captioner", "image_size": 32}, "`image_size` is 32, which has no effect with"),
         ({"model_name_or_path": "captioner", "min_frequency": 1}, "keeps its architecture, vocabulary and image size"),
