@@ -214,7 +214,7 @@ def test_options_without_effect_are_refused(options, message):
         check_alignment_options(*options_of(dataset_name="shapes", **options))
 
 
-@pytest.mark.parametrize("name", ["shapes", "flickr8k"])
+@pytest.mark.parametrize("name", ["shapes", "flickr8k", "flickr8k_paper"])
 def test_every_option_of_a_recipe_has_an_effect(name):
     recipe = json.loads((EXAMPLES / "recipes" / f"{name}_alignment.json").read_text())
     recipe["encoder_config"] = json.dumps(recipe["encoder_config"]) if "encoder_config" in recipe else None
