@@ -127,6 +127,16 @@ def test_the_best_of_all_sentences_that_keep_a_rule_are_found(make_model, pixel_
         assert_close(scores.double(), torch.tensor(best_scores).double(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.usefixtures("any_writer")
+def test_a_sentence_that_is_cut_off_does_not_end_badly(model, pixel_values):
+    model.lm_head.bias[2] -= 100  # no sentence ends by itself
+    whole = model.generate(pixel_values, max_new_tokens=5)
+    endings = [sentence[-1:] for sentence in whole.tolist()]
+    found = model.generate(pixel_values, max_new_tokens=5, bad_ending_ids=endings)
+    assert torch.equal(found[:, :-1], whole[:, :-1])
+    assert not {*found[:, -1].tolist()} & {*whole[:, -1].tolist()}
+
+
 # --- Diverse beam search -----------------------------------------------------------------------------------------------
 
 
