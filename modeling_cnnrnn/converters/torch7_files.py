@@ -8,7 +8,7 @@ from typing import IO, Any
 
 import torch
 
-from .unpickling import FAULTS, check_size, refusal
+from .unpickling import FAULTS, Refused, check_size, refusal
 
 
 NIL, NUMBER, STRING, TABLE, OBJECT, BOOLEAN, FUNCTION, OLD_CLOSURE, CLOSURE = range(9)
@@ -166,7 +166,7 @@ class _Reader:
             if not dimensions or storage is None:
                 return torch.empty(0)
             if math.prod(size) > storage.numel():
-                raise ValueError("a tensor is larger than its storage")
+                raise Refused("a tensor is larger than what is stored of it")
             return storage.as_strided(size, stride, offset)
         table = Table(name)
         self.places.append(_Place(table, 1))

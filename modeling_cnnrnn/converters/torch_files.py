@@ -56,7 +56,11 @@ def load_torch(path: str | os.PathLike, stand_ins: Collection[str] = ()) -> Any:
         classes: list[Any] = [(StandIn, name) for name in stand_ins]
         classes += [(_make_default_dict, "collections.defaultdict"), (dict, "builtins.dict"), (set, "builtins.set")]
         with torch.serialization.safe_globals(classes):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        for value in content.values() if isinstance(content, dict) else [content]:
+            if isinstance(value, torch.Tensor) and value.nbytes > value.untyped_storage().nbytes():
+                raise Refused("a tensor is larger than what is stored of it")
+        return content
     except (*FAULTS, RuntimeError) as error:
         if unknown := re.search(r"GLOBAL ([\w.]+)", str(error)):
             error = Refused(f"it asks for {unknown[1]}, which is neither a tensor nor a plain container")
@@ -85,7 +89,7 @@ class _Tensor(Deferred):
 
     def make(self) -> torch.Tensor:
         if math.prod(self.size) > self.storage.values.numel():
-            raise ValueError("a tensor is larger than its storage")
+            raise Refused("a tensor is larger than what is stored of it")
         return self.storage.values.as_strided(self.size, self.stride, self.offset).clone()
 
 

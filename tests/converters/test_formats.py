@@ -2,8 +2,11 @@
 
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from PIL.Image import Resampling
 from support.old_checkpoints import WRITERS, read_golden, write_checkpoint
 from support.old_weights import draw_features, draw_pixels
 
@@ -65,3 +68,23 @@ def test_sentences_are_those_of_the_original(convert, name, num_beams):
     penalty = {"length_penalty": 0.0} if num_beams > 1 else {}  # the sum of log-probabilities
     sequences = model.generate(**images_of(golden), num_beams=num_beams, **penalty)
     assert words_of(golden, processor, sequences) == golden["sentences"][str(num_beams)]
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "crop_size", "resample", "mean", "std"),
+    [
+        ("neuraltalk2", 256, 224, Resampling.BILINEAR, [123.68 / 255, 116.779 / 255, 103.939 / 255], [1 / 255] * 3),
+        ("pytorch_tutorial", 224, 224, Resampling.LANCZOS, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        ("show_attend_tell", 256, 256, Resampling.BILINEAR, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+    ],
+)
+def test_images_are_prepared_as_the_original_does(convert, name, size, crop_size, resample, mean, std):
+    _, _, processor = convert(name)
+    noise = np.random.default_rng(0).integers(0, 256, (90, 60, 3), dtype=np.uint8)
+    picture = Image.fromarray(noise).resize((400, 300), Resampling.BICUBIC)
+    margin = (size - crop_size) // 2
+    squashed = np.asarray(picture.resize((size, size), resample), dtype=np.float64) / 255
+    cropped = squashed[margin : margin + crop_size, margin : margin + crop_size]
+    expected = ((cropped - mean) / std).transpose(2, 0, 1)
+    pixel_values = processor(images=picture, return_tensors="np")["pixel_values"][0]
+    np.testing.assert_allclose(pixel_values, expected, atol=1e-3)

@@ -57,10 +57,6 @@ def test_tables_in_tables_thousands_deep_are_read(write):
         ("cut", lambda data: data[:-5]),
         ("another type", lambda data: data[:12] + struct.pack("<i", 99) + data[16:]),
         ("a text of negative length", lambda data: data[:16] + struct.pack("<i", -1) + data[20:]),
-        (
-            "a tensor larger than its storage",
-            lambda data: data.replace(struct.pack("<q", 77), struct.pack("<q", 2**40)),
-        ),
         ("a storage larger than the file", lambda data: data.replace(struct.pack("<q", 77), struct.pack("<q", 78))),
         ("no file of Torch7", lambda data: b"\x09" * 40),
     ],
@@ -69,4 +65,13 @@ def test_what_is_damaged_is_refused_in_one_sentence(write, name, change):
     path = write({"weight": np.ones(77, dtype=np.float32)})
     path.write_bytes(change(path.read_bytes()))
     with pytest.raises(ValueError, match=r"model\.t7' is not read"):
+        load_torch7(path)
+
+
+def test_a_tensor_that_repeats_its_storage_until_the_memory_is_full_is_refused(write):
+    path = write({"weight": np.ones(77, dtype=np.float32)})
+    size_and_stride = struct.pack("<2q", 77, 1)
+    assert path.read_bytes().count(size_and_stride) == 1
+    path.write_bytes(path.read_bytes().replace(size_and_stride, struct.pack("<2q", 2**40, 0)))
+    with pytest.raises(ValueError, match="larger than what is stored"):
         load_torch7(path)

@@ -193,3 +193,11 @@ def test_a_torch_file_that_would_run_something_is_refused_by_its_name(tmp_path, 
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"model\.pth.*(damaged|eval)"):
         load_torch(path, TORCH_CLASSES)
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_a_tensor_that_repeats_its_storage_until_the_memory_is_full_is_refused(tmp_path, is_zip):
+    path = tmp_path / "model.pth"
+    torch.save({"weight": torch.ones(1).expand(2**40)}, path, _use_new_zipfile_serialization=is_zip)
+    with pytest.raises(ValueError, match="larger than what is stored"):
+        load_torch(path)
