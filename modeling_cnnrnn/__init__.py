@@ -12,7 +12,6 @@ from .registration import register
 
 
 if TYPE_CHECKING:
-    from .models.architectures_cnnrnn import ARCHITECTURES
     from .models.configuration_alignment_cnnrnn import CnnRnnAlignmentConfig
     from .models.configuration_cnnrnn import CnnRnnConfig
     from .models.configuration_convnet_cnnrnn import ConvNetConfig
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "ARCHITECTURES",
     "CnnRnnAlignmentConfig",
     "CnnRnnAlignmentModel",
     "CnnRnnAlignmentProcessor",
@@ -58,7 +56,6 @@ __all__ = [
 ]
 
 _FILES = {
-    "ARCHITECTURES": "architectures_cnnrnn",
     "CnnRnnAlignmentConfig": "configuration_alignment_cnnrnn",
     "CnnRnnAlignmentModel": "modeling_alignment_cnnrnn",
     "CnnRnnAlignmentProcessor": "processing_alignment_cnnrnn",

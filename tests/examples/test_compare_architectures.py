@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from support.paths import EXAMPLES
 
-from modeling_cnnrnn import ARCHITECTURES
+from modeling_cnnrnn.models.architectures_cnnrnn import ARCHITECTURES
 
 
 @pytest.mark.slow

@@ -13,12 +13,12 @@ from torch.testing import assert_close
 from transformers import GenerationMixin
 
 from modeling_cnnrnn import (
-    ARCHITECTURES,
     CnnRnnConfig,
     CnnRnnForConditionalGeneration,
     CnnRnnProcessor,
     ImageToTextPipeline,
 )
+from modeling_cnnrnn.models.architectures_cnnrnn import ARCHITECTURES
 from modeling_cnnrnn.models.generation_cnnrnn import CnnRnnGenerationMixin
 
 

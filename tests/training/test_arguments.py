@@ -9,7 +9,7 @@ from dataclasses import fields
 import pytest
 from support.paths import EXAMPLES
 
-from modeling_cnnrnn import ARCHITECTURES
+from modeling_cnnrnn.models.architectures_cnnrnn import ARCHITECTURES
 from modeling_cnnrnn.training.arguments import (
     CaptionDataArguments,
     CaptionModelArguments,
