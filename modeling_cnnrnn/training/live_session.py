@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 LOOK_SECONDS = 5.0  # between two looks inside, at least
-LOOK_SHARE = 0.01  # of the time of a training, and of its CPU time, that looks may take
+LOOK_SHARE = 0.005  # of the time of a training, and of its CPU time, that looks may take
 PAUSE_SECONDS = 0.5  # between two signs of life of the main process while the training is paused
 BATCH_SIZE = "per_device_train_batch_size"
 # entries of parameter groups, by the control that sets them

@@ -13,6 +13,7 @@ from support.tiny_training import TINY, losses, weights
 from modeling_cnnrnn.live.board import Board
 
 
+@pytest.mark.slow
 def test_a_captioner_that_is_watched_is_the_one_that_is_not_and_shows_its_sentences(
     trained, pictures, tmp_path, monkeypatch
 ):
