@@ -139,6 +139,7 @@ def test_every_way_to_use_it_is_shown_with_its_output(card, captioner):
     assert f"# {beams}" in card
 
 
+@pytest.mark.slow
 def test_a_way_that_does_not_work_is_left_out(captioner, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(card_uses, "USES", card_uses.USES[:2])
     broken = shutil.copytree(captioner, tmp_path / "broken", ignore=shutil.ignore_patterns("checkpoint-*", "best"))

@@ -328,6 +328,7 @@ def test_command_names_the_missing_file(tmp_path, run_command):
         run_command("--results", missing, "--references", missing)
 
 
+@pytest.mark.slow
 def test_evaluate_module_gives_the_same_numbers(tmp_path):
     code = (
         "import json, sys, evaluate\n"

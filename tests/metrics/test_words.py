@@ -61,6 +61,7 @@ def test_unspaced_captions_have_the_words_that_a_captioner_is_trained_on(caption
     assert words.split() == words_of_tokenizer(caption)
 
 
+@pytest.mark.slow
 def test_random_mixtures_have_the_words_that_a_captioner_is_trained_on():
     rng = np.random.default_rng(0)
     parts = ["一", "个", "ガ", "ｶﾞ", "น้ำ", "ကို", "ស្រី", "ཀྲུ", "々", "ー", "。", "，", "！", "Ｔ", "１", "\u200b", "\u3099"]

@@ -198,6 +198,7 @@ def check_export(step: Step, words: torch.Tensor, regions: torch.Tensor, state: 
         assert_close(exported(*inputs), step(*inputs))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_step_of_every_decoder_is_exported(any_model, regions):
     step = Step(any_model)

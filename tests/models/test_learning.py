@@ -98,6 +98,7 @@ def test_autocast_trains(make_model, pixel_values, labels):
         assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_compiled_decoder_is_the_same(make_model, regions, labels):
     model = make_model(attention_type="additive")
