@@ -17,7 +17,7 @@ from transformers.generation.utils import GenerateEncoderDecoderOutput
 from .decoder_cnnrnn import Seen
 from .encoder_cnnrnn import CnnRnnEncoderOutput
 from .packed_decoder_cnnrnn import DecoderImages, LayerState, PackedDecoder, is_packable, packed_decoder
-from .plain_decoding_cnnrnn import Record
+from .plain_decoding_cnnrnn import Record, Recorder
 from .recurrence_cnnrnn import CnnRnnCache
 from .word_rules_cnnrnn import BadEndings
 
@@ -92,7 +92,7 @@ class _SuppressTokens:
         return scores.index_fill_(1, self.tokens, -torch.inf)
 
 
-class Writer:
+class Writer(Recorder):
     """
     The sentences of a call of `generate`, N = B * K for B images, as they grow.
 
@@ -160,19 +160,6 @@ class Writer:
         if self.record.attentions is not None:
             attentions = tuple(a.repeat_interleave(num_copies, dim=0) for a in outputs.cross_attentions or ())
             self.record.attentions.append(attentions or None)
-
-    def process(self, scores: torch.Tensor) -> torch.Tensor:
-        """Note logits and scores of the next word, and let the processors change the scores in between."""
-        if self.record.logits is not None:
-            self.record.logits.append(self.logits.clone())
-        for processor in self.processors:
-            scores = processor(self.input_ids, scores)
-        if self.record.scores is not None:
-            self.record.scores.append(scores)
-        return scores
-
-    def append(self, words: torch.Tensor):
-        self.input_ids = torch.cat([self.input_ids, words[:, None]], dim=1)
 
     def read(self):
         """Read the last word of each sentence."""

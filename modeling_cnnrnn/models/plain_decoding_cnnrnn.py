@@ -48,7 +48,29 @@ class Record:
         }
 
 
-class PlainWriter:
+class Recorder:
+    """What both writers of this package do with the words and the scores of a step."""
+
+    input_ids: torch.Tensor
+    logits: torch.Tensor
+    processors: list
+    record: Record
+
+    def process(self, scores: torch.Tensor) -> torch.Tensor:
+        """Note logits and scores of the next word, and let the processors change the scores in between."""
+        if self.record.logits is not None:
+            self.record.logits.append(self.logits.clone())
+        for processor in self.processors:
+            scores = processor(self.input_ids, scores)
+        if self.record.scores is not None:
+            self.record.scores.append(scores)
+        return scores
+
+    def append(self, words: torch.Tensor):
+        self.input_ids = torch.cat([self.input_ids, words[:, None]], dim=1)
+
+
+class PlainWriter(Recorder):
     """
     The sentences of a call of `generate`, N rows, as they grow.
 
@@ -79,19 +101,6 @@ class PlainWriter:
         self.record = Record.of(config, self.model_kwargs["encoder_outputs"])
         self.read()
 
-    def process(self, scores: torch.Tensor) -> torch.Tensor:
-        """Note logits and scores of the next word, and let the processors change the scores in between."""
-        if self.record.logits is not None:
-            self.record.logits.append(self.logits.clone())
-        for processor in self.processors:
-            scores = processor(self.input_ids, scores)
-        if self.record.scores is not None:
-            self.record.scores.append(scores)
-        return scores
-
-    def append(self, words: torch.Tensor):
-        self.input_ids = torch.cat([self.input_ids, words[:, None]], dim=1)
-
     def read(self):
         """Read the words that the model has not read."""
         inputs = self.model.prepare_inputs_for_generation(self.input_ids, **self.model_kwargs)
@@ -116,4 +125,4 @@ class PlainWriter:
         return self.model_kwargs.get("past_key_values")
 
 
-__all__ = ["PlainWriter", "Record"]
+__all__ = ["PlainWriter", "Record", "Recorder"]
