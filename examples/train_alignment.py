@@ -38,7 +38,7 @@ from modeling_cnnrnn.training.alignment_arguments import (
 from modeling_cnnrnn.training.alignment_trainer import AlignmentTrainer
 from modeling_cnnrnn.training.arguments import StageArguments
 from modeling_cnnrnn.training.captioning import check_environment, load_splits, push_to_hub
-from modeling_cnnrnn.training.trainer import create_accelerator
+from modeling_cnnrnn.training.tracking import create_accelerator
 
 
 def main():

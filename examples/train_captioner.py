@@ -49,7 +49,7 @@ from modeling_cnnrnn.training.captioning import (
     prepare_encoder,
     push_to_hub,
 )
-from modeling_cnnrnn.training.trainer import create_accelerator
+from modeling_cnnrnn.training.tracking import create_accelerator
 
 
 def main():

@@ -51,7 +51,7 @@ from modeling_cnnrnn.training.classification_arguments import (
     check_options,
 )
 from modeling_cnnrnn.training.classification_trainer import ClassificationTrainer
-from modeling_cnnrnn.training.trainer import create_accelerator
+from modeling_cnnrnn.training.tracking import create_accelerator
 
 
 def main():

@@ -42,7 +42,8 @@ from .caption_trainer import CaptionTrainer
 from .features import compute_image_features
 from .networks import Networks
 from .optimization import unfreeze_encoder_layers
-from .trainer import TrainerState, create_accelerator
+from .tracking import create_accelerator
+from .trainer import TrainerState
 from .word_vectors import load_word_vectors
 
 

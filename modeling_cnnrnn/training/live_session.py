@@ -34,16 +34,52 @@ ENTRIES = {
 }
 
 
-class LiveSession(TrainerCallback):
+def live_session(trainer: "Trainer") -> "NoSession":
+    """Make the session of a training: with its page, if it reports to one."""
+    trackers = [tracker for tracker in trainer.accelerator.log_with if isinstance(tracker, LiveTracker)]
+    return LiveSession(trainer, trackers[0]) if trackers else NoSession()
+
+
+class NoSession(TrainerCallback):
+    """
+    What a training without a page has: nothing is shown, nothing is asked for.
+
+    Attributes:
+        is_asked: whether this process knows of something that has been asked for.
+        saves: whether to save a checkpoint after this step.
+        restart: what to start again with after this step: a network or a checkpoint.
+    """
+
+    is_asked = saves = False
+    restart: Wishes | None = None
+
+    def attends(self, hook: str) -> bool:
+        """Tell whether there is anything to do."""
+        return False
+
+    def say(self, state: str, sentence: str = "") -> None:
+        """Show what the training does at present: training, evaluating, paused, finished, stopped or failed."""
+
+    def end(self, error: BaseException) -> None:
+        """Show on the page why the training ends before its last step."""
+
+    def obey(self) -> None:
+        """Do what has been asked for, and wait while the training is paused; all processes call it together."""
+
+    def ends_epoch(self) -> bool:
+        """Tell whether an epoch ends with this step; where the batch size was changed in it, a new one begins."""
+        return False
+
+    def start_again(self, restart: Wishes) -> None:
+        """Start again with another network, or go back to a checkpoint; what there is of the training is set aside."""
+
+
+class LiveSession(NoSession):
     """
     Connect a training with its page.
 
     The page and its server are on the main process. What a watcher asks for is taken by all processes at the same step:
     that there is something travels with the counts of each step, what it is is broadcast then.
-
-    Attributes:
-        saves: whether to save a checkpoint after this step.
-        restart: what to start again with after this step: a network or a checkpoint.
 
     Args:
         trainer: the training.
@@ -57,12 +93,6 @@ class LiveSession(TrainerCallback):
         self._next_look, self._last_look = (0.0, 0.0), -LOOK_SECONDS
         self._turn = 0
         self._has_ended = False
-
-    @classmethod
-    def of(cls, trainer: "Trainer") -> "LiveSession | None":
-        """Make the session of a training that reports to a page."""
-        trackers = [tracker for tracker in trainer.accelerator.log_with if isinstance(tracker, LiveTracker)]
-        return cls(trainer, trackers[0]) if trackers else None
 
     # what the page shows: hooks on the main process
 
@@ -115,11 +145,9 @@ class LiveSession(TrainerCallback):
         self.say("finished", "The training has ended.")
 
     def say(self, state: str, sentence: str = "") -> None:
-        """Show what the training does at present: training, evaluating, paused, finished, stopped or failed."""
         self.board.put(status={"state": state, "sentence": sentence, "step": self.trainer.state.step})
 
     def end(self, error: BaseException) -> None:
-        """Show on the page why the training ends before its last step."""
         if self._has_ended or not self.trainer.accelerator.is_main_process:
             return
         self._has_ended = True
@@ -166,12 +194,10 @@ class LiveSession(TrainerCallback):
     # what its watchers ask for: on all processes
 
     @property
-    def is_asked(self) -> bool:
-        """Whether this process knows of something that has been asked for."""
+    def is_asked(self) -> bool:  # type: ignore[override]
         return self.trainer.accelerator.is_main_process and self.tracker.has_wishes
 
     def obey(self) -> None:
-        """Do what has been asked for, and wait while the training is paused; all processes call it together."""
         self._take()
         if not self.is_paused:
             return
@@ -248,16 +274,14 @@ class LiveSession(TrainerCallback):
             group["initial_lr"], group["lr"] = rate, rate * factor(scheduler.last_epoch)
 
     def ends_epoch(self) -> bool:
-        """Tell whether an epoch ends with this step; where the batch size was changed in it, a new one begins."""
         resized, self._resized = self._resized, False
         if resized:
             self.trainer.epochs.resize(self.trainer.state)
         return resized or self.restart is not None
 
     def start_again(self, restart: Wishes) -> None:
-        """Start again with another network, or go back to a checkpoint; what there is of the training is set aside."""
         trainer, self.restart = self.trainer, None
-        trainer.bar.close()
+        trainer.log.bar.close()
         changes = [change for change in trainer.state.changes if hasattr(trainer.args, change["name"])]
         checkpoint = None
         if restart.checkpoint is not None:

@@ -1,14 +1,11 @@
-"""Where a training stands, and what its next log entry sums up."""
+"""Where a training stands."""
 
 import json
 import os
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from ..files import write_json
 from ..models.error_messages_cnnrnn import shown
@@ -96,12 +93,3 @@ class TrainerState:
             (name, self.options.get(name, value), value) for name, value in given.items() if name not in FREE_OPTIONS
         ]
         return [f"{name} {before!r} -> {value!r}" for name, before, value in pairs if before != value]
-
-
-@dataclass
-class SinceLastLog:
-    """What a log entry sums up."""
-
-    counts: dict[str, torch.Tensor] = field(default_factory=dict)
-    values: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    seconds: float = 0.0

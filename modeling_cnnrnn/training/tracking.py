@@ -1,16 +1,46 @@
-"""Find experiment trackers, and send them what an evaluation has to show."""
+"""Create the accelerator of a training with its trackers, and send them what an evaluation has to show."""
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
+from accelerate.utils import DistributedType, ProjectConfiguration
 from PIL import Image
 
+from ..evaluation import processes
 from ..live.server import is_server_available
 from ..live.tracker import LiveTracker
 from .arguments import TrainingArguments
+from .checkpoints import check_output_dir
+
+
+def create_accelerator(args: TrainingArguments) -> Accelerator:
+    """
+    Create the accelerator of a training, and let only the main process log.
+
+    Raises:
+        ValueError: the output folder holds an earlier training, or FSDP is of version 1.
+        FileNotFoundError: `resume_from_checkpoint` is no checkpoint.
+        ImportError: a tracker is not installed.
+        ValueError: the page of the training cannot be at the address that the options name.
+    """
+    check_output_dir(args.output_dir, args.resume_from_checkpoint, args.overwrite_output_dir)
+    output_dir = Path(args.output_dir)
+    accelerator = processes.create_accelerator(
+        args.mixed_precision,
+        gradient_accumulation_steps=1,  # the trainer divides by the items of all micro-batches itself
+        log_with=find_trackers(args),
+        project_config=ProjectConfiguration(project_dir=str(output_dir), logging_dir=str(output_dir / "logs")),
+    )
+    if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
+        raise ValueError("FSDP is of version 1: pass `--fsdp_version 2` to `accelerate launch`.")
+    for tracker in accelerator.log_with:
+        if isinstance(tracker, LiveTracker):
+            tracker.bind()
+    return accelerator
 
 
 def find_trackers(args: TrainingArguments) -> list[str | LiveTracker] | None:

@@ -19,19 +19,15 @@ from accelerate import Accelerator
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
-    ProjectConfiguration,
     gather_object,
     set_seed,
 )
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import Dataset
-from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel, ProcessorMixin
 
-from ..evaluation import processes
 from ..evaluation.provenance import EnergyMeter, peak_memory, provenance
 from ..files import FolderLock, copy_files, link_files, whole_folder, write_json
-from ..live.tracker import LiveTracker
 from ..live.views import View
 from ..models.error_messages_cnnrnn import shown
 from ..models.loss_cnnrnn import IGNORE_INDEX
@@ -40,7 +36,6 @@ from .averaging import AveragedWeights
 from .callbacks import TrainerCallback, random_state_kept, side_work
 from .checkpoints import (
     check_checkpoint,
-    check_output_dir,
     checkpoints,
     find_checkpoint,
     load_schedule,
@@ -48,47 +43,20 @@ from .checkpoints import (
     remove_old_checkpoints,
     save_schedule,
 )
-from .curves import save_training_curves
 from .epochs import Epochs
 from .interruption import StopSignals
-from .live_session import LiveSession, restore_changes
+from .live_session import live_session, restore_changes
+from .log import TrainingLog
 from .networks import Networks
 from .optimization import decay_groups, two_stage_scheduler
 from .sharding import own_parts, unsharded, whole_weights
-from .state import SinceLastLog, TrainerState
-from .tracking import find_trackers
+from .state import TrainerState
 
 
 logger = logging.getLogger(__name__)
 
 STATE_FILE = "trainer_state.json"
 AVERAGE_FILE = "averaged_weights.safetensors"
-
-
-def create_accelerator(args: TrainingArguments) -> Accelerator:
-    """
-    Create the accelerator of a training, and let only the main process log.
-
-    Raises:
-        ValueError: the output folder holds an earlier training, or FSDP is of version 1.
-        FileNotFoundError: `resume_from_checkpoint` is no checkpoint.
-        ImportError: a tracker is not installed.
-        ValueError: the page of the training cannot be at the address that the options name.
-    """
-    check_output_dir(args.output_dir, args.resume_from_checkpoint, args.overwrite_output_dir)
-    output_dir = Path(args.output_dir)
-    accelerator = processes.create_accelerator(
-        args.mixed_precision,
-        gradient_accumulation_steps=1,  # the trainer divides by the items of all micro-batches itself
-        log_with=find_trackers(args),
-        project_config=ProjectConfiguration(project_dir=str(output_dir), logging_dir=str(output_dir / "logs")),
-    )
-    if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
-        raise ValueError("FSDP is of version 1: pass `--fsdp_version 2` to `accelerate launch`.")
-    for tracker in accelerator.log_with:
-        if isinstance(tracker, LiveTracker):
-            tracker.bind()
-    return accelerator
 
 
 class Trainer:
@@ -113,7 +81,7 @@ class Trainer:
     Args:
         model: the model, not wrapped.
         args: options of the training.
-        accelerator: as [`create_accelerator`] makes it.
+        accelerator: as [`~modeling_cnnrnn.training.tracking.create_accelerator`] makes it.
         train_dataset: images in any order; its `epoch` is set before each epoch.
         data_collator: makes a batch of examples: tensors, among them `labels`, and if it likes `rows` and `broken` as
             [`~modeling_cnnrnn.data.batching.collate_captions`] does.
@@ -154,10 +122,10 @@ class Trainer:
         self.network: dict[str, Any] | None = None  # as the options name it
         self._asked = False
         self.optimizer: Any = None  # what `create_optimizer` returns, then accelerate's wrapper around it
-        self._since_last_log = SinceLastLog()
+        self.log = TrainingLog(self)
         self.signals = StopSignals(save_on_interrupt=args.save_on_interrupt)
-        self.live = LiveSession.of(self)
-        self.callbacks += [self.live] if self.live is not None else []
+        self.live = live_session(self)
+        self.callbacks.append(self.live)
 
     # what a subclass overrides
 
@@ -235,8 +203,7 @@ class Trainer:
             try:
                 return self._train()
             except BaseException as error:
-                if self.live is not None:
-                    self.live.end(error)
+                self.live.end(error)
                 raise
 
     def _train(self) -> TrainerState:
@@ -245,17 +212,17 @@ class Trainer:
             if self.stage_at(self.state.step) != self.stage:
                 self.enter_stage()
                 self._call("on_stage_begin")
-            self._clock = time.perf_counter()
+            self.log.start_clock()
             for batches in self.epochs.batches(self.state):
                 loss = self.train_step(batches)
                 next_stage = self.stage_at(self.state.step)
                 if next_stage != self.stage:
                     self.end_stage(next_stage)
-                breaks = self.live is not None and self.live.ends_epoch()
+                breaks = self.live.ends_epoch()
                 self._end_step(loss)
                 if self.state.step == self.num_steps or next_stage != self.stage or breaks:
                     break
-            if self.live is not None and self.live.restart is not None:
+            if self.live.restart is not None:
                 self.live.start_again(self.live.restart)
         self._end()
         return self.state
@@ -264,7 +231,7 @@ class Trainer:
         """Take one optimizer step on micro-batches; returns a loss whose mean over the processes is that of the step."""
         inputs = [self.prepare_inputs(batch) for batch in batches]
         counts = self._sum_counts(inputs)
-        if self._asked and self.live is not None:
+        if self._asked:
             self.live.obey()
         # the loss is a sum over the items of all processes, and their gradients are averaged
         num_items = next(iter(counts.values())).clamp(min=1) / self.accelerator.num_processes
@@ -286,8 +253,7 @@ class Trainer:
 
     def record(self, **values: float) -> None:
         """Add values to the next log entry, which has the mean of each over steps and processes."""
-        for name, value in values.items():
-            self._since_last_log.values[name].append(value)
+        self.log.add_values(values)
 
     def enter_stage(self) -> None:
         """Set what the stage of the next step trains, and wrap the model again: a wrapper sees that only once."""
@@ -417,28 +383,18 @@ class Trainer:
         self.averaged = self.create_averaged_weights()
         if checkpoint is not None:
             self.load_checkpoint(checkpoint)
-        if accelerator.log_with and not accelerator.trackers:
-            given = {name: value for name, value in self._options().items() if value is not None}
-            accelerator.init_trackers(self.project_name, given)
+        self.log.begin(self._options())
         if checkpoint is None:
             set_seed(args.seed, device_specific=True)
         self.energy = EnergyMeter() if accelerator.is_main_process else None
         self._started = time.perf_counter() - self.state.seconds
         self._loss = torch.zeros((), device=accelerator.device)
-        self._since_last_log = SinceLastLog()
-        self.bar = tqdm(
-            total=self.num_steps,
-            initial=self.state.step,
-            desc="Training",
-            unit="step",
-            disable=not accelerator.is_main_process,
-        )
         self._call("on_train_begin")
         self._call("on_stage_begin")
 
     def leave_out(self, seconds: float) -> None:
         """Leave a pause of the training out of its time."""
-        self._clock += seconds
+        self.log.leave_out(seconds)
         self._started += seconds
 
     def _options(self) -> dict[str, Any]:
@@ -464,15 +420,14 @@ class Trainer:
         total: Any = sum(torch.stack(list(count.values())) for count in counts)
         # what all processes must know at the same step travels with the counts: whether one was asked to stop, whether the
         # page was asked for something, whether the last loss of one was not finite
-        flags = [self.signals.received is not None, self.live is not None and self.live.is_asked]
+        flags = [self.signals.received is not None, self.live.is_asked]
         total = torch.cat([total, total.new_tensor(flags), (~self._loss.isfinite()).to(total)[None]])
         *sums, stops, asked, diverged = self.accelerator.reduce(total, reduction="sum")
         self.stops, self._asked = bool(stops), bool(asked)
         if diverged:
             self._check_loss(self.accelerator.reduce(self._loss, reduction="mean").item())
         summed = dict(zip(names, sums, strict=True))
-        for name, count in summed.items():
-            self._since_last_log.counts[name] = self._since_last_log.counts.get(name, 0.0) + count
+        self.log.add_counts(summed)
         return summed
 
     def _check_loss(self, loss: float) -> None:
@@ -495,56 +450,32 @@ class Trainer:
     def _end_step(self, loss: torch.Tensor) -> None:
         """Log, evaluate and save where it is time to."""
         step, args = self.state.step, self.args
-        self.bar.update()
+        self.log.end_step()
         is_last = step == self.num_steps
         if step % args.logging_steps == 0 or is_last:
-            self._log(self.accelerator.reduce(loss, reduction="mean").item())
-        else:
-            self._since_last_log.seconds += time.perf_counter() - self._clock
+            mean = self.accelerator.reduce(loss, reduction="mean").item()
+            self._check_loss(mean)
+            self._call("on_log", self.log.add_row(mean))
         self._call("on_step_end", loss)
         evaluates = step % self.eval_steps == 0 or is_last
         if evaluates:
             self._check_weights()
             with self.averaged.applied(), whole_weights(self.model):
                 self._evaluate()
-        asked = self.live is not None and self.live.saves
-        if evaluates or self.stops or asked or (args.save_steps and step % args.save_steps == 0):
+        if evaluates or self.stops or self.live.saves or (args.save_steps and step % args.save_steps == 0):
             self.save_checkpoint()
-        if self.live is not None:
-            self.live.saves = False
-        if evaluates:
-            self._show()
+        self.live.saves = False
+        if evaluates and self.accelerator.is_main_process:  # side work, after all that matters has been saved
+            self.log.show_evaluation()
+            with side_work("The evaluation could not be drawn"), random_state_kept(self.accelerator.device):
+                self.draw()
         if self.stops and not is_last:
             self._stop()
-        self._clock = time.perf_counter()
-
-    def _log(self, loss: float) -> None:
-        """Add a row to the log."""
-        step, since = self.state.step, self._since_last_log
-        self._check_loss(loss)
-        seconds = since.seconds + time.perf_counter() - self._clock
-        self.state.cpu_seconds.append(self.epochs.cpu_seconds(self.state))
-        row = {"step": step, "loss": loss, **self.epochs.progress(self.state), **self.log_values()}
-        for name, values in since.values.items():
-            mean = torch.tensor(values, device=self.accelerator.device).mean()
-            row[name] = self.accelerator.reduce(mean, reduction="mean").item()
-        speeds = {f"{name}_per_second": round(count.item() / seconds, 1) for name, count in since.counts.items()}
-        row |= speeds
-        self.state.steps.append(row)
-        speed = dict(list(speeds.items())[-1:])
-        self.bar.set_postfix(loss=f"{loss:.3f}", epoch=(step - 1) // self.steps_per_epoch, **speed)
-        if self.accelerator.log_with:
-            with side_work("A tracker failed"):
-                logs = {f"train/{name}": value for name, value in row.items() if name != "step"}
-                logs["train/cpu_seconds"] = self.state.cpu_seconds[-1]
-                self.accelerator.log(logs, step=step)
-        self._since_last_log = SinceLastLog()
-        self._call("on_log", row)
+        self.log.start_clock()
 
     def _evaluate(self) -> None:
         """Evaluate, and keep the model if it is the best so far."""
-        if self.live is not None:
-            self.live.say("evaluating")
+        self.live.say("evaluating")
         step, metric = self.state.step, self.metric_for_best_model
         scores = {"step": step} | self.evaluate()
         self.wrapped.train()
@@ -558,34 +489,19 @@ class Trainer:
         self._call("on_evaluate", scores)
         self.accelerator.wait_for_everyone()
 
-    def _show(self) -> None:
-        """Draw and report the last evaluation: side work, after all that matters has been saved."""
-        if not self.accelerator.is_main_process:
-            return
-        state = self.state
-        with side_work("The curves could not be drawn"):
-            save_training_curves(self.output_dir / "training_curves.png", state.steps, state.evaluations, self.curves)
-        with side_work("The evaluation could not be drawn"), random_state_kept(self.accelerator.device):
-            self.draw()
-        if self.accelerator.log_with:
-            scores = {f"eval/{name}": value for name, value in state.evaluations[-1].items() if name != "step"}
-            with side_work("A tracker failed"):
-                self.accelerator.log(scores, step=state.step)
-
     def _stop(self) -> None:
         """End the process after the checkpoint of a training that was asked to stop."""
-        self.bar.close()
+        self.log.bar.close()
         path = self.output_dir / f"checkpoint-{self.state.step}"
         sentence = f"Stopped by {self.signals}: {path} is saved; resume with --resume_from_checkpoint latest."
         logger.warning(sentence)
-        if self.live is not None:
-            self.live.say("stopped", sentence)
+        self.live.say("stopped", sentence)
         self.accelerator.end_training()
         raise SystemExit(self.signals.exit_status)
 
     def _end(self) -> None:
         """Leave the best model and the results in the output folder."""
-        self.bar.close()
+        self.log.bar.close()
         state, accelerator = self.state, self.accelerator
         if state.broken_images:
             logger.warning("%d images could not be read and were left out:", len(state.broken_images))

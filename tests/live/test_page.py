@@ -64,7 +64,7 @@ def open_page(chromium):
 @pytest.fixture
 def training(tmp_path, monkeypatch):
     """A training that goes on while it is watched."""
-    monkeypatch.setattr("modeling_cnnrnn.training.trainer.save_training_curves", lambda *arguments: None)
+    monkeypatch.setattr("modeling_cnnrnn.training.log.save_training_curves", lambda *arguments: None)
     monkeypatch.setattr("modeling_cnnrnn.training.live_session.LOOK_SECONDS", 0.2)
     monkeypatch.setattr("modeling_cnnrnn.training.live_session.LOOK_SHARE", 1.0)
     options = {"max_train_steps": 100_000, "eval_epochs": 5, "save_total_limit": 9, "lr_scheduler_type": "constant"}

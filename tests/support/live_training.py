@@ -22,7 +22,7 @@ from modeling_cnnrnn.training.classification_arguments import (
     ClassificationTrainingArguments,
 )
 from modeling_cnnrnn.training.classification_trainer import ClassificationTrainer
-from modeling_cnnrnn.training.trainer import create_accelerator
+from modeling_cnnrnn.training.tracking import create_accelerator
 
 
 CLASSES = ["blue", "green", "red"]

@@ -26,7 +26,7 @@ from modeling_cnnrnn.training.alignment_arguments import (
 )
 from modeling_cnnrnn.training.alignment_trainer import AlignmentTrainer
 from modeling_cnnrnn.training.captioning import load_splits
-from modeling_cnnrnn.training.trainer import create_accelerator
+from modeling_cnnrnn.training.tracking import create_accelerator
 
 
 TINY = {

@@ -18,8 +18,7 @@ from modeling_cnnrnn.training import live_session
 from modeling_cnnrnn.training.arguments import TrainingArguments
 from modeling_cnnrnn.training.callbacks import TrainerCallback
 from modeling_cnnrnn.training.state import TrainerState
-from modeling_cnnrnn.training.tracking import find_trackers
-from modeling_cnnrnn.training.trainer import create_accelerator
+from modeling_cnnrnn.training.tracking import create_accelerator, find_trackers
 
 
 class Ask(TrainerCallback):
@@ -47,7 +46,7 @@ class Ask(TrainerCallback):
 def not_drawn():
     """Curves and confusion matrices take more time than the training."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("modeling_cnnrnn.training.trainer.save_training_curves", lambda *arguments: None)
+        patch.setattr("modeling_cnnrnn.training.log.save_training_curves", lambda *arguments: None)
         patch.setattr("modeling_cnnrnn.training.classification_trainer.save_confusion_matrix", lambda *arguments: None)
         yield
 

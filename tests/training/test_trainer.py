@@ -12,7 +12,8 @@ from transformers import ResNetConfig, ResNetForImageClassification, set_seed
 
 from modeling_cnnrnn.training.arguments import TrainingArguments
 from modeling_cnnrnn.training.callbacks import TrainerCallback
-from modeling_cnnrnn.training.trainer import Trainer, TrainerState, create_accelerator
+from modeling_cnnrnn.training.tracking import create_accelerator
+from modeling_cnnrnn.training.trainer import Trainer, TrainerState
 
 
 class Stripes(Dataset):
