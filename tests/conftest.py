@@ -8,11 +8,15 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported
 # the code of repositories, which each worker of a parallel run loads for itself
 os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="modules-")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import datasets
 import pytest
 import torch
+from matplotlib import pyplot
+from matplotlib.figure import Figure
+from PIL import Image
 from support.tiny_models import ATTENTION_TYPES, CAPTIONS, FAMILY, IMAGE_INJECTIONS, RNN_TYPES
 from transformers import BitImageProcessorPil, PretrainedConfig, PreTrainedTokenizerBase, ResNetConfig, set_seed
 
@@ -65,6 +69,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]):
 
 
 torch.set_num_threads(1)  # here, for fixtures of modules too: sums over several threads round differently
+
+
+@pytest.fixture(scope="module")
+def blank_pictures() -> Iterator[None]:
+    """Curves, sheets of captions and confusion matrices are blank: to draw them takes longer than a tiny training."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("modeling_cnnrnn.training.curves._save", save_blank)
+        yield
+
+
+def save_blank(figure: Figure, path: Path) -> None:
+    Path(path).parent.mkdir(exist_ok=True)
+    Image.new("RGB", (400, 300), "white").save(path)
+    pyplot.close(figure)
 
 
 @pytest.fixture(autouse=True)

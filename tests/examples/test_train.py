@@ -26,6 +26,9 @@ from modeling_cnnrnn.training.arguments import (
 from modeling_cnnrnn.training.captioning import train_captioner
 
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
+
 def test_training_ends_with_a_folder_that_from_pretrained_loads(trained):
     model = CnnRnnForConditionalGeneration.from_pretrained(trained)
     processor = CnnRnnProcessor.from_pretrained(trained)

@@ -21,6 +21,9 @@ from modeling_cnnrnn.training import curves
 from modeling_cnnrnn.training.caption_trainer import CaptionTrainer
 
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
+
 OPTIONS = TINY | {"ema_decay": 0.9, "max_train_steps": 4, "save_steps": 2}
 
 

@@ -15,6 +15,9 @@ from support.tiny_training import CONVNEXT, TINY, losses
 from modeling_cnnrnn import CnnRnnForConditionalGeneration
 
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
+
 # accelerate shards on accelerators alone, PyTorch on a CPU too
 SHARDED_ON_A_CPU = """
 import runpy, sys

@@ -14,6 +14,9 @@ from support.nursery import run_python
 from support.tiny_training import TINY, losses, weights
 
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
+
 def test_a_training_that_was_killed_goes_on_bit_by_bit(trained, pictures, tmp_path):
     """Stopped in the middle of an epoch, two steps after its last checkpoint, and of augmentation and dropout."""
     options = TINY | {"random_crop": True, "gradient_accumulation_steps": 1}

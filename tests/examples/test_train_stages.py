@@ -12,6 +12,9 @@ from support.tiny_training import TINY, losses, weights
 from modeling_cnnrnn import CnnRnnForConditionalGeneration, CnnRnnProcessor
 
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
+
 def rows_of(folder: Path) -> list[dict]:
     """What was logged at each step."""
     newest = max(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))

@@ -18,6 +18,9 @@ from modeling_cnnrnn.data.loading import load_caption_dataset
 from modeling_cnnrnn.data.shapes.drawing import build_shapes
 
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
+
 def rows_of(splits) -> dict[str, list]:
     """Every column of every row, with the pixels of the images."""
     rows: dict[str, list] = {}

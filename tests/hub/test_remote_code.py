@@ -18,7 +18,11 @@ from modeling_cnnrnn import (
 )
 
 
-VARIANTS = {"-".join(names): names for names in product(RNN_TYPES, ATTENTION_TYPES, IMAGE_INJECTIONS)}
+# each layer with each attention, the ways of the image in turn
+VARIANTS = {
+    "-".join(names): names
+    for names in ((*pair, IMAGE_INJECTIONS[n % 4]) for n, pair in enumerate(product(RNN_TYPES, ATTENTION_TYPES)))
+}
 
 
 # --- loading, without the package -----------------------------------------------------------------------------------

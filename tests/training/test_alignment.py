@@ -29,6 +29,9 @@ from modeling_cnnrnn.training.captioning import load_splits
 from modeling_cnnrnn.training.tracking import create_accelerator
 
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
+
 TINY = {
     "encoder_config": json.dumps(TINY_CNN),
     "image_size": 32,

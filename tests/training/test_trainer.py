@@ -16,6 +16,9 @@ from modeling_cnnrnn.training.tracking import create_accelerator
 from modeling_cnnrnn.training.trainer import Trainer, TrainerState
 
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
+
 class Stripes(Dataset):
     """Noisy pictures with bright rows or bright columns."""
 
