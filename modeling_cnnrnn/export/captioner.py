@@ -31,6 +31,8 @@ class Captioner:
             onnxruntime.InferenceSession(Path(folder, name), options, ["CPUExecutionProvider"])
             for name in ("encoder.onnx", "decoder.onnx")
         )
+        self.features, self.outputs = ([o.name for o in graph.get_outputs()] for graph in (self.encoder, self.decoder))
+        self.inputs = [i.name for i in self.decoder.get_inputs()]
 
     def load_pixels(self, source: Any) -> np.ndarray:
         """Load a path, file or image of PIL as the CNN sees it: RGB, resized and cropped, `(height, width, 3)`."""
@@ -65,21 +67,23 @@ class Captioner:
         config = {**self.settings["generation"], **options}
         num_beams, max_length, penalty = config["num_beams"], config["max_length"], config["length_penalty"]
         stops_when_full = config["early_stopping"] is True or num_beams == 1
-        outputs = self.encoder.run(None, {"pixels": pixels[None]})
-        memory = dict(zip((o.name for o in self.encoder.get_outputs()), outputs, strict=True))
+        memory = dict(zip(self.features, self.encoder.run(None, {"pixels": pixels[None]}), strict=True))
         memory.update({name: value.repeat(num_beams, 1) for name, value in memory.items() if name in ("h", "c")})
-        names = [i.name for i in self.decoder.get_inputs()], [o.name for o in self.decoder.get_outputs()]
         running: list[dict[str, list]] = [{"token_ids": [], "log_probs": [], "maps": []}] * num_beams
         scores = np.array([0.0] + [-1e9] * (num_beams - 1), np.float32)
         finished: list[tuple[float, dict]] = []
         for length in range(1, max_length):
             last = [beam["token_ids"][-1] if length > 1 else config["decoder_start_token_id"] for beam in running]
             memory.update(tokens=np.array(last), position=np.array(length - 1))
-            step = dict(zip(names[1], self.decoder.run(None, {name: memory[name] for name in names[0]}), strict=True))
+            outputs = self.decoder.run(None, {name: memory[name] for name in self.inputs})
+            step = dict(zip(self.outputs, outputs, strict=True))
             totals = (step["log_probs"] + scores[:, None] if num_beams > 1 else step["log_probs"]).ravel()
             count = min(max(2, 1 + len(config["eos_token_id"])) * num_beams, len(totals))
-            best = np.argpartition(-totals, count - 1)[:count]
-            best = best[np.lexsort((best, -totals[best]))]
+            # the best are among the few that reach the last of the best maxima of columns
+            maxima = totals[: len(totals) // 32 * 32].reshape(32, -1).max(axis=0)
+            least = np.partition(maxima, -count)[-count] if len(maxima) >= count else -np.inf
+            best = np.flatnonzero(totals >= least)
+            best = best[np.argsort(-totals[best], kind="stable")][:count]
             rows, token_ids = np.divmod(best, step["log_probs"].shape[1])
             beams = [
                 {
@@ -89,10 +93,10 @@ class Captioner:
                 }
                 for row, token in zip(rows, token_ids, strict=True)
             ]
-            is_end = np.isin(token_ids, config["eos_token_id"]) | (length == max_length - 1)
+            is_end = [token in config["eos_token_id"] or length == max_length - 1 for token in token_ids.tolist()]
             finished += [(totals[best[i]] / length**penalty, beams[i]) for i in range(num_beams) if is_end[i]]
             finished = sorted(finished, key=lambda entry: -entry[0])[:num_beams]
-            alive = np.flatnonzero(~is_end)[:num_beams]
+            alive = [i for i, ends in enumerate(is_end) if not ends][:num_beams]
             longest = max_length - 1 if config["early_stopping"] == "never" and penalty > 0 else length
             if len(alive) < num_beams or (
                 len(finished) == num_beams
