@@ -6,6 +6,7 @@ import pytest
 from support.example_scripts import run
 from support.tiny_training import TINY
 
+from modeling_cnnrnn import CnnRnnForConditionalGeneration, CnnRnnProcessor
 from modeling_cnnrnn.data.shapes.drawing import build_shapes
 
 
@@ -20,4 +21,13 @@ def pictures(tmp_path_factory) -> Path:
 def trained(pictures, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("outputs") / "captioner"
     run("train_captioner", dataset_name=pictures, output_dir=folder, num_train_epochs=2, **TINY)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cnn(trained, tmp_path_factory) -> Path:
+    """A trained CNN by itself."""
+    folder = tmp_path_factory.mktemp("cnn")
+    CnnRnnForConditionalGeneration.from_pretrained(trained).get_encoder().cnn.save_pretrained(folder)
+    CnnRnnProcessor.from_pretrained(trained).image_processor.save_pretrained(folder)
     return folder

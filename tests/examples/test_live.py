@@ -4,13 +4,15 @@ import json
 import os
 
 import pytest
+import torch
 from support.example_scripts import run
-from support.live_training import shown_in
+from support.live_training import Ask, shown_in
 from support.nursery import run_python
 from support.paths import ROOT
-from support.tiny_training import TINY, losses, weights
+from support.tiny_training import TINY, TINY_CNN, losses, weights
 
 from modeling_cnnrnn.live.board import Board
+from modeling_cnnrnn.training.caption_trainer import CaptionTrainer
 
 
 @pytest.mark.slow
@@ -39,6 +41,40 @@ def test_a_captioner_that_is_watched_is_the_one_that_is_not_and_shows_its_senten
     network = shown["plan"]["network"]
     assert network["attention_type"] == "additive"
     assert network["encoder"]["model_type"] == "resnet"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_pretrained", [False, True])
+def test_a_captioner_that_starts_again_with_a_network_is_one_that_began_with_it(
+    is_pretrained, cnn, pictures, tmp_path, monkeypatch
+):
+    """A pretrained CNN has its weights again; one from scratch may be another."""
+    options = {**TINY, "dataset_name": pictures, "num_train_epochs": 2}
+    if is_pretrained:
+        options |= {"encoder_name_or_path": cnn, "freeze_encoder": False}
+        del options["encoder_config"], options["image_size"]
+    network = {"hidden_size": 12, "rnn_type": "gru"}
+    other, asked = {}, network
+    if not is_pretrained:
+        encoder = TINY_CNN | {"hidden_sizes": [8, 12]}
+        other, asked = {"encoder_config": json.dumps(encoder)}, network | {"encoder": encoder}
+    run("train_captioner", output_dir=tmp_path / "new", **options | network | other)
+    train, ask = CaptionTrainer.train, Ask(after_5={"network": json.dumps(asked)})
+
+    def train_and_ask(trainer):
+        trainer.callbacks.append(ask)
+        return train(trainer)
+
+    monkeypatch.setattr(CaptionTrainer, "train", train_and_ask)
+    run("train_captioner", output_dir=tmp_path / "again", report_to="live", **options)
+    assert (tmp_path / "again/earlier-1/checkpoint-6/trainer_state.json").exists()  # of the network before it
+    assert losses(tmp_path / "again") == losses(tmp_path / "new")
+    found, expected = weights(tmp_path / "again"), weights(tmp_path / "new")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    shown = shown_in(tmp_path / "again/training.html")["plan"]["network"]
+    assert (shown["hidden_size"], shown["rnn_type"]) == (12, "gru")
+    assert ("encoder" in shown) is not is_pretrained
 
 
 TWO = """

@@ -21,15 +21,6 @@ def rows_of(folder: Path) -> list[dict]:
     return json.loads((newest / "trainer_state.json").read_text())["steps"]
 
 
-@pytest.fixture(scope="module")
-def cnn(trained, tmp_path_factory) -> Path:
-    """A trained CNN by itself."""
-    folder = tmp_path_factory.mktemp("cnn")
-    CnnRnnForConditionalGeneration.from_pretrained(trained).get_encoder().cnn.save_pretrained(folder)
-    CnnRnnProcessor.from_pretrained(trained).image_processor.save_pretrained(folder)
-    return folder
-
-
 # a frozen CNN through stored features, two steps later its last layer too, and two later self-critical training
 STAGES = {name: value for name, value in TINY.items() if name not in ("encoder_config", "image_size")} | {
     "cache_image_features": True,

@@ -1,6 +1,8 @@
 """A training of seconds with a page: a small classifier of coloured noise."""
 
 import json
+import threading
+import time
 import urllib.request
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +12,7 @@ import datasets
 import numpy as np
 from transformers import set_seed
 
+from modeling_cnnrnn.training.callbacks import TrainerCallback
 from modeling_cnnrnn.training.classification import (
     ClassifierNetworks,
     build_classifier,
@@ -69,6 +72,27 @@ def make_trainer(output_dir: Path, network: dict[str, Any] = NETWORK, **options)
         options={"data": asdict(data_args), "model": asdict(model_args), "training": asdict(args)},
         networks=ClassifierNetworks(data_args, model_args, args, rows, train_dataset, accelerator),
     )
+
+
+class Ask(TrainerCallback):
+    """Ask for something on the page after some steps."""
+
+    def __init__(self, **wishes):
+        self.wishes = {int(name.removeprefix("after_")): wish for name, wish in wishes.items()}
+        self.seen: dict[int, tuple] = {}
+
+    def on_step_end(self, trainer, loss):
+        """The batch size is that of the next step."""
+        group = trainer.optimizer.param_groups[0]
+        self.seen[trainer.state.step] = (group["lr"], group.get("momentum"), trainer.epochs.batch_size)
+        if wish := self.wishes.pop(trainer.state.step, None):
+            # a network is tried by the training itself, so a thread asks for it
+            threading.Thread(target=trainer.live.tracker.wish, args=(wish,)).start()
+            deadline = time.monotonic() + 20
+            while not trainer.live.is_asked and time.monotonic() < deadline:
+                if not trainer.live.tracker.questions.empty():
+                    trainer.live.on_step_end(trainer, loss)
+                time.sleep(0.001)
 
 
 def request(url: str, path: str = "", body: bytes | None = None, **headers: str) -> tuple[int, str]:

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from support.live_training import CLASSES, NETWORK, make_trainer, request, shown_in
+from support.live_training import CLASSES, NETWORK, Ask, make_trainer, request, shown_in
 from support.tiny_training import weights
 
 from modeling_cnnrnn.live.tracker import LiveTracker
@@ -19,27 +19,6 @@ from modeling_cnnrnn.training.arguments import TrainingArguments
 from modeling_cnnrnn.training.callbacks import TrainerCallback
 from modeling_cnnrnn.training.state import TrainerState
 from modeling_cnnrnn.training.tracking import create_accelerator, find_trackers
-
-
-class Ask(TrainerCallback):
-    """Ask for something on the page after some steps."""
-
-    def __init__(self, **wishes):
-        self.wishes = {int(name.removeprefix("after_")): wish for name, wish in wishes.items()}
-        self.seen: dict[int, tuple] = {}
-
-    def on_step_end(self, trainer, loss):
-        """The batch size is that of the next step."""
-        group = trainer.optimizer.param_groups[0]
-        self.seen[trainer.state.step] = (group["lr"], group["momentum"], trainer.epochs.batch_size)
-        if wish := self.wishes.pop(trainer.state.step, None):
-            # a network is tried by the training itself, so a thread asks for it
-            threading.Thread(target=trainer.live.tracker.wish, args=(wish,)).start()
-            deadline = time.monotonic() + 20
-            while not trainer.live.is_asked and time.monotonic() < deadline:
-                if not trainer.live.tracker.questions.empty():
-                    trainer.live.on_step_end(trainer, loss)
-                time.sleep(0.001)
 
 
 @pytest.fixture(scope="module", autouse=True)
