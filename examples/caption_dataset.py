@@ -35,6 +35,7 @@ from modeling_cnnrnn.evaluation.dataset_captions import (
     caption_parts,
     find_missing_parts,
     load_image_rows,
+    open_regions,
 )
 from modeling_cnnrnn.evaluation.processes import create_accelerator
 from modeling_cnnrnn.hub.push_dataset import check_dataset_options, finish_dataset
@@ -68,6 +69,7 @@ def main():
     captioner = ImageToTextPipeline(model.eval(), processor, device=accelerator.device)
 
     # 3. The parts that are not there yet, shared by the processes
+    regions = open_regions(rows, captioner, args.region_features)
     missing = find_missing_parts(output_dir, rows, captioner, args, generation, accelerator)
     if done := len(rows.parts(args.rows_per_part)) - len(missing):
         logger.info("%d of %d parts are there already.", done, done + len(missing))
@@ -79,7 +81,7 @@ def main():
     total = sum(part.last - part.first for part in mine)
     bar = tqdm(desc=f"Captions{share}", total=total, unit="image", disable=not accelerator.is_main_process)
     datasets.disable_progress_bars()  # from here on it would show one for each small file
-    for num_rows in caption_parts(output_dir, rows, mine, captioner, args, generation, accelerator):
+    for num_rows in caption_parts(output_dir, rows, mine, captioner, args, generation, accelerator, regions):
         bar.update(num_rows)
     bar.close()
     accelerator.wait_for_everyone()

@@ -46,12 +46,14 @@ def main():
         generation.prompt,
         generation.num_return_sequences,
         generation.consensus > 0,
+        args.region_features,
+        args.output is not None,
         **generation.generate_kwargs(processor.tokenizer),
     )
     try:
         for item in tqdm(written, desc="Captions", unit="image", total=len(sources), file=sys.stderr):
+            rows += item.rows()
             for caption in item.captions:
-                rows.append({"file_name": item.name, "caption": caption})
                 tqdm.write(f"{printable(item.name)}: {caption}", file=sys.stdout)
             if item.error is not None:
                 unreadable.append(item)

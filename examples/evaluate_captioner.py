@@ -12,6 +12,7 @@ spice`) need Java and `pip install modeling-cnnrnn[java]`. `cnnrnn evaluate` doe
 
 import logging
 from dataclasses import asdict
+from typing import Any
 
 import torch
 from accelerate.utils import set_seed
@@ -21,6 +22,7 @@ from modeling_cnnrnn.cli.errors import user_errors
 from modeling_cnnrnn.cli.memory import keep_heap
 from modeling_cnnrnn.data.batching import CaptionDataset
 from modeling_cnnrnn.data.loading import load_split
+from modeling_cnnrnn.data.region_features import check_reader, open_region_features
 from modeling_cnnrnn.data.shapes import scenes_of
 from modeling_cnnrnn.evaluation.arguments import EvaluationArguments, SearchArguments
 from modeling_cnnrnn.evaluation.captioners import load_captioner, title_of
@@ -52,9 +54,12 @@ def main():
     model, processor = load_captioner(args.model_name_or_path, args.model_revision, dtype=torch.float32)
     model = accelerator.prepare_model(model, evaluation_mode=True).eval()
 
-    # 3. Examples with all captions of an image; with stored features, where a training has kept them
-    features, broken = None, None
-    if args.features_cache_dir is not None:
+    # 3. Examples with all captions of an image; with regions of a detector, or with features that a training has stored
+    feature_size = getattr(model.config, "feature_size", None)
+    features: Any = None if feature_size is None else open_region_features(rows, args.region_features)
+    check_reader(feature_size, args.region_features, features)
+    broken = None if features is None else features.missing
+    if features is None and args.features_cache_dir is not None:
         with accelerator.main_process_first(), accelerator.autocast():
             features, broken = compute_image_features(model, processor, rows, args.features_cache_dir)
     captions_per_image = max(len(captions) for captions in references)

@@ -103,13 +103,15 @@ def caption_files(args: CaptionImagesArguments, generation: GenerationArguments)
         generation.prompt,
         generation.num_return_sequences,
         generation.consensus > 0,
+        args.region_features,
+        args.output is not None,
         **generation.generate_kwargs(processor.tokenizer),
     )
     is_one = len(sources) == 1
     try:
         for item in tqdm(written, "Captions", len(sources), unit="image", file=sys.stderr, disable=is_one):
+            rows += item.rows()
             for caption in item.captions:
-                rows.append({"file_name": item.name, "caption": caption})
                 tqdm.write(caption if is_one else f"{printable(item.name)}: {caption}", file=sys.stdout)
             if item.error is not None:
                 unreadable.append(item)
@@ -142,7 +144,7 @@ def caption_dataset(args: CaptionDatasetArguments, generation: GenerationArgumen
     from tqdm.auto import tqdm
 
     from ..evaluation.captioners import load_captioner
-    from ..evaluation.dataset_captions import caption_parts, find_missing_parts, load_image_rows
+    from ..evaluation.dataset_captions import caption_parts, find_missing_parts, load_image_rows, open_regions
     from ..evaluation.processes import create_accelerator
     from ..hub.push_dataset import check_dataset_options, finish_dataset
     from ..models.pipeline_cnnrnn import ImageToTextPipeline
@@ -165,6 +167,7 @@ def caption_dataset(args: CaptionDatasetArguments, generation: GenerationArgumen
     model, processor = load_captioner(args.model_name_or_path, args.model_revision, dtype=torch.float32)
     captioner = ImageToTextPipeline(model, processor, device=accelerator.device)
 
+    regions = open_regions(rows, captioner, args.region_features)
     missing = find_missing_parts(output_dir, rows, captioner, args, generation, accelerator)
     if done := len(rows.parts(args.rows_per_part)) - len(missing):
         logger.info("%d of %d parts are there already.", done, done + len(missing))
@@ -175,7 +178,7 @@ def caption_dataset(args: CaptionDatasetArguments, generation: GenerationArgumen
     total = sum(part.last - part.first for part in mine)
     bar = tqdm(desc=f"Captions{share}", total=total, unit="image", disable=not accelerator.is_main_process)
     datasets.disable_progress_bars()  # from here on it would show one for each small file
-    for num_rows in caption_parts(output_dir, rows, mine, captioner, args, generation, accelerator):
+    for num_rows in caption_parts(output_dir, rows, mine, captioner, args, generation, accelerator, regions):
         bar.update(num_rows)
     bar.close()
     accelerator.wait_for_everyone()

@@ -94,15 +94,13 @@ def evaluate(args: EvaluationArguments, search: SearchArguments) -> None:
 
 def _stored_features(model, processor, rows, args: EvaluationArguments, accelerator) -> dict[str, Any]:
     """Open the regions that a detector has found, or what the CNN sees in the images, which is computed and stored once."""
-    from ..data.region_features import open_region_features
+    from ..data.region_features import check_reader, open_region_features
 
-    regions = open_region_features(rows, args.region_features) if model.config.feature_size is not None else None
+    feature_size = getattr(model.config, "feature_size", None)  # an ensemble has none
+    regions = open_region_features(rows, args.region_features) if feature_size is not None else None
+    check_reader(feature_size, args.region_features, regions)
     if regions is not None:
         return {"image_features": regions, "broken": regions.missing}
-    if model.config.feature_size is not None:
-        raise ValueError("this captioner reads regions of a detector: pass `region_features`.")
-    if args.region_features is not None:
-        raise ValueError(f"`region_features` is {args.region_features}, and this captioner reads images: leave it out.")
     if not args.features_cache_dir:
         return {}
     from ..training.features import compute_image_features

@@ -215,4 +215,22 @@ def open_region_features(rows: datasets.Dataset, path: str | os.PathLike | None)
     return RegionFeatures(_Rows(rows), [str(row) for row in range(len(rows))], f"the column `{COLUMN}`")
 
 
-__all__ = ["BOX_NAMES", "COLUMN", "RegionFeatures", "load_region_features", "open_region_features"]
+def check_reader(feature_size: int | None, path: str | os.PathLike | None, regions: RegionFeatures | None) -> None:
+    """
+    Check that a captioner reads what there is.
+
+    Args:
+        feature_size: of its configuration, `None` if it reads images.
+        path: option that names region features.
+        regions: what was found.
+
+    Raises:
+        ValueError: it reads regions and there are none, or images and the option names regions.
+    """
+    if feature_size is not None and regions is None:
+        raise ValueError("this captioner reads regions of a detector: pass `region_features`.")
+    if feature_size is None and path is not None:
+        raise ValueError(f"`region_features` is {shown(path, 200)}, and this captioner reads images: leave it out.")
+
+
+__all__ = ["BOX_NAMES", "COLUMN", "RegionFeatures", "check_reader", "load_region_features", "open_region_features"]

@@ -188,7 +188,18 @@ class CaptionImagesArguments:
     )
     model_revision: str = field(default="main", metadata={"help": "Commit, tag or branch of the captioner."})
     output: str | None = field(
-        default=None, metadata={"help": "Table to write the sentences to, a .csv, .jsonl or .parquet file."}
+        default=None,
+        metadata={
+            "help": "Table to write the sentences to, a .csv, .jsonl or .parquet file, with the log-probability of each and "
+            "of its words."
+        },
+    )
+    region_features: str | None = field(
+        default=None,
+        metadata={
+            "help": "Features of regions that a detector has found in the images, found by the names of the images: a folder "
+            "of .npy or .npz files, an .h5 or a .parquet file."
+        },
     )
     batch_size: int = field(default=16, metadata={"help": "Images in a batch."})
     device: str | None = field(
@@ -220,6 +231,13 @@ class CaptionDatasetArguments:
         default=None, metadata={"help": "Folder of the images, for a dataset that only names them."}
     )
     image_column: str | None = field(default=None, metadata={"help": "Column of the images; inferred by default."})
+    region_features: str | None = field(
+        default=None,
+        metadata={
+            "help": "Features of regions that a detector has found: a folder of image_id.npy or .npz files, an .h5 or a "
+            ".parquet file. By default the column image_features of the dataset, if the captioner reads regions."
+        },
+    )
     split: str | None = field(default=None, metadata={"help": "Split to caption; all by default."})
     max_predict_samples: int | None = field(
         default=None, metadata={"help": "Caption this many rows of each split at most."}

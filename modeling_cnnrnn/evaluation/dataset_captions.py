@@ -23,10 +23,12 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
 from torch.utils.data import DataLoader
 
-from ..data.batching import load_stored_image
+from ..data.batching import load_stored_image, pad_regions
 from ..data.columns import CaptionColumns, listed
+from ..data.image_cells import file_names
 from ..data.image_files import ImageFiles, embed_files, files_of_dataset
 from ..data.loading import names_image
+from ..data.region_features import RegionFeatures, check_reader, load_region_features, open_region_features
 from ..data.sources import read_splits, split_names
 from ..files import atomic_path, write_json
 from ..models.pipeline_cnnrnn import ImageToTextPipeline
@@ -40,7 +42,7 @@ SETTINGS = (
     *("image_dir", "image_column", "keep_columns", "rows_per_part", "num_beams", "num_return_sequences"),
     *("max_new_tokens", "do_sample", "temperature", "top_p", "prompt", "mixed_precision", "seed"),
     *("num_beam_groups", "diversity_penalty", "consensus", "force_words", "finish_sentences"),
-    *("length_penalty", "no_repeat_ngram_size"),
+    *("length_penalty", "no_repeat_ngram_size", "region_features"),
 )
 
 
@@ -65,12 +67,22 @@ class ImageRows:
         column: the column of the images.
         files: the files that the rows of each split may name.
         kept: the columns to write beside the sentences.
+        id_column: the column that tells one image from another, if it is not the file or the row number that does.
     """
 
     splits: dict[str, datasets.Dataset]
     column: str
     files: dict[str, ImageFiles]
     kept: list[str]
+    id_column: str | None = None
+
+    def image_ids(self, split: str) -> list[str]:
+        """List the ids of the images of a split."""
+        rows = self.splits[split]
+        if self.id_column is not None:
+            return [str(value) for value in rows[self.id_column][:]]
+        images = rows.select_columns([self.column]).cast_column(self.column, datasets.Image(decode=False))
+        return file_names(images.rename_columns({self.column: "image"})) or [str(row) for row in range(len(rows))]
 
     def parts(self, rows_per_part: int) -> list[Part]:
         """Cut all splits into parts."""
@@ -84,19 +96,28 @@ class ImageRows:
 class StoredImages(torch.utils.data.Dataset):
     """The model's inputs for each image, by split and row; for a broken image the reason, a string."""
 
-    def __init__(self, rows: ImageRows, processor: CnnRnnProcessor, prompt: str = ""):
+    def __init__(
+        self,
+        rows: ImageRows,
+        processor: CnnRnnProcessor,
+        prompt: str = "",
+        regions: Mapping[str, RegionFeatures] | None = None,
+    ):
         self.column, self.files = rows.column, rows.files
         self.images = {split: split_rows.select_columns([self.column]) for split, split_rows in rows.splits.items()}
         for split, images in self.images.items():
             if isinstance(images.features[self.column], datasets.Image):
                 self.images[split] = images.cast_column(self.column, datasets.Image(decode=False))
         self.processor: Any = processor  # transformers types no option of a call
-        self.prompt = prompt or None
+        self.prompt, self.regions = prompt or None, regions
 
     def __getitem__(self, place: tuple[str, int]) -> dict[str, torch.Tensor] | str:
         split, row = place
-        cell = self.images[split][row][self.column]
         try:
+            if self.regions is not None:
+                prompt = dict(self.processor(text=self.prompt, return_tensors="pt")) if self.prompt else {}
+                return {"image_features": torch.from_numpy(self.regions[split][row].copy()), **prompt}
+            cell = self.images[split][row][self.column]
             image = load_stored_image(self.files[split].resolve(cell))
             return dict(self.processor(images=image, text=self.prompt, return_tensors="pt"))
         except (OSError, ValueError) as error:
@@ -106,7 +127,10 @@ class StoredImages(torch.utils.data.Dataset):
 def collate(examples: list[dict[str, torch.Tensor] | str]) -> tuple[dict[str, torch.Tensor], list[str | None]]:
     """Join the readable images into one batch; the second list has the error of each row, or `None`."""
     read = [example for example in examples if isinstance(example, dict)]
-    inputs = {name: torch.cat([example[name] for example in read]) for name in read[0]} if read else {}
+    inputs: dict[str, torch.Tensor] = {}
+    if read and "image_features" in read[0]:
+        inputs = pad_regions([example.pop("image_features") for example in read])
+    inputs |= {name: torch.cat([example[name] for example in read]) for name in (read[0] if read else ())}
     return inputs, [example if isinstance(example, str) else None for example in examples]
 
 
@@ -136,7 +160,30 @@ def load_image_rows(args: CaptionDatasetArguments, num_return_sequences: int = 1
     if twice := [name for name in kept if name in written]:
         rest = " ".join(name for name in kept if name not in twice)
         raise ValueError(f"The dataset has {listed(twice)} already: leave it out with --keep_columns {rest}")
-    return ImageRows(splits, columns.image, files, kept)
+    return ImageRows(splits, columns.image, files, kept, columns.image_id)
+
+
+def open_regions(rows: ImageRows, captioner: ImageToTextPipeline, path: str | None) -> dict[str, RegionFeatures] | None:
+    """
+    Open the features of the regions of the images of each split, if the captioner reads those of a detector.
+
+    Args:
+        path: as in [`~modeling_cnnrnn.data.region_features.load_region_features`]; by default the column `image_features`.
+
+    Raises:
+        ValueError: there are none, or the captioner reads images.
+    """
+    feature_size = getattr(captioner.model.config, "feature_size", None)
+    found: dict[str, Any] = {}
+    for split, split_rows in rows.splits.items():
+        if feature_size is not None:
+            found[split] = (
+                load_region_features(path, rows.image_ids(split))
+                if path is not None
+                else open_region_features(split_rows, None)
+            )
+        check_reader(feature_size, path, found.get(split))
+    return found or None
 
 
 def _load_splits(args: CaptionDatasetArguments) -> tuple[dict[str, datasets.Dataset], dict[str, ImageFiles]]:
@@ -240,12 +287,14 @@ def caption_parts(
     args: CaptionDatasetArguments,
     generation: GenerationArguments,
     accelerator: Accelerator,
+    regions: Mapping[str, RegionFeatures] | None = None,
 ) -> Iterator[int]:
     """
     Caption parts and write them, yielding the number of rows of each batch.
 
     Args:
         parts: the parts of this process.
+        regions: of the images of each split, which are read in place of them, see [`open_regions`].
     """
     places = {part: number for number, part in enumerate(rows.parts(args.rows_per_part))}
     size = args.per_device_eval_batch_size
@@ -254,7 +303,7 @@ def caption_parts(
         for part in parts
         for start in range(part.first, part.last, size)
     ]
-    images = StoredImages(rows, captioner.processor, generation.prompt)  # type: ignore[arg-type]
+    images = StoredImages(rows, captioner.processor, generation.prompt, regions)  # type: ignore[arg-type]
     sampler: Any = batches
     loader = iter(
         DataLoader(images, batch_sampler=sampler, collate_fn=collate, num_workers=args.dataloader_num_workers)

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from PIL import Image
 
+from ..data.batching import pad_regions
+from ..data.region_features import check_reader, load_region_features
 from ..files import atomic_path, check_file_writable, write_text
 from ..models.error_messages_cnnrnn import shown
 from ..models.image_files_cnnrnn import CAMERA_RAW_SUFFIXES
@@ -21,6 +23,7 @@ from .consensus import rank_by_consensus
 
 logger = logging.getLogger(__name__)
 
+IMAGE_INPUTS = ("pixel_values", "image_features", "image_features_mask")
 FORMATS = (".csv", ".jsonl", ".parquet")
 # pictures of phones and cameras, of which PIL does not know before it has a plugin, or never
 OTHER_SUFFIXES = CAMERA_RAW_SUFFIXES | {".heic", ".heif", ".hif", ".avif", ".jxl"}
@@ -34,17 +37,28 @@ class ImageCaptions:
     Attributes:
         source: the file or URL.
         captions: the sentences, best first; none if the image cannot be read.
+        words: the tokens of each sentence after the prompt, with the end token if it was written; if they are asked for.
+        word_scores: log-probability of each of `words` by the captioner alone, in nats.
         error: why the image cannot be read.
     """
 
     source: str
     captions: list[str] = field(default_factory=list)
+    words: list[list[str]] = field(default_factory=list)
+    word_scores: list[list[float]] = field(default_factory=list)
     error: str | None = None
 
     @property
     def name(self) -> str:
         """The file or URL as a text that can be written: bytes of a name that are not UTF-8 become `\\xe9`."""
         return os.fsencode(self.source).decode("utf-8", "backslashreplace")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """List the rows of a table, one for each sentence, with the sum of the scores of its words as `score`."""
+        rows: list[dict[str, Any]] = [{"file_name": self.name, "caption": caption} for caption in self.captions]
+        for row, words, scores in zip(rows, self.words, self.word_scores, strict=bool(self.words)):
+            row |= {"score": sum(scores), "words": words, "word_scores": scores}
+        return rows
 
 
 def find_images(sources: Sequence[str]) -> list[str]:
@@ -112,6 +126,8 @@ def caption_images(
     prompt: str | None = None,
     num_captions: int | None = None,
     by_consensus: bool = False,
+    region_features: str | Path | None = None,
+    with_words: bool = False,
     **generate_kwargs: Any,
 ) -> Iterator[ImageCaptions]:
     """
@@ -125,6 +141,9 @@ def caption_images(
         prompt: text that each sentence begins with.
         num_captions: sentences of each image that are kept, by default all that are generated.
         by_consensus: whether they are ranked by how close each is to the others, see [`rank_by_consensus`].
+        region_features: where the features of the images lie, by their names, for a captioner that reads regions of a
+            detector; see [`~modeling_cnnrnn.data.region_features.load_region_features`]. The images are not opened then.
+        with_words: whether to return the words of each sentence with their log-probabilities.
         generate_kwargs: arguments of `generate`, such as `num_beams`.
 
     Returns:
@@ -132,38 +151,77 @@ def caption_images(
         sentences.
 
     Raises:
-        ValueError: `batch_size` is less than 1.
+        ValueError: `batch_size` is less than 1, or the captioner reads something else.
     """
     if batch_size < 1:
         raise ValueError(f"`batch_size` is {batch_size}: pass 1 or more.")
+    regions = None if region_features is None else load_region_features(region_features, sources)
+    check_reader(getattr(model.config, "feature_size", None), region_features, regions)
     prompts = dict(processor(text=[prompt], return_tensors="pt")) if prompt else {}
     for start in range(0, len(sources), batch_size):
         batch = [ImageCaptions(source) for source in sources[start : start + batch_size]]
-        # a processor that does not crop leaves images of different sizes, which are no batch
-        by_shape: dict[torch.Size, list[tuple[ImageCaptions, torch.Tensor]]] = defaultdict(list)
-        for item in batch:
+        # a processor that does not crop leaves images of different sizes, which are no batch; regions are padded
+        groups: dict[Any, list[tuple[ImageCaptions, torch.Tensor]]] = defaultdict(list)
+        for row, item in enumerate(batch, start):
             try:
-                pixel_values = processor(images=processor.load_image(item.source), return_tensors="pt")["pixel_values"]
-                by_shape[pixel_values.shape].append((item, pixel_values))
+                values = (
+                    _read_image(processor, item.source) if regions is None else torch.from_numpy(regions[row].copy())
+                )
+                groups[values.shape if regions is None else None].append((item, values))
             except (OSError, ValueError) as error:
                 item.error = " ".join(str(error).split())
-        for group in by_shape.values():
-            inputs = {"pixel_values": torch.cat([pixel_values for _, pixel_values in group]).to(model.dtype)}
+        for group in groups.values():
+            items, images = zip(*group, strict=True)
+            inputs = {"pixel_values": torch.cat(images)} if regions is None else pad_regions(images)
             inputs |= {name: tensor.expand(len(group), -1) for name, tensor in prompts.items()}
-            inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
-            texts = processor.batch_decode(model.generate(**inputs, **generate_kwargs), skip_special_tokens=True)
-            each = len(texts) // len(group)
-            for index, (item, _) in enumerate(group):
-                captions = texts[index * each : (index + 1) * each]
-                if by_consensus:
-                    captions = [captions[place] for place in rank_by_consensus([captions])[0]]
-                item.captions = captions[:num_captions]
+            _caption_batch(model, processor, items, inputs, by_consensus, with_words, generate_kwargs)
+            for item in items if num_captions is not None else ():
+                for sentences in (item.captions, item.words, item.word_scores):
+                    del sentences[num_captions:]
         yield from batch
+
+
+def _read_image(processor: Any, source: str) -> torch.Tensor:
+    return processor(images=processor.load_image(source), return_tensors="pt")["pixel_values"]
+
+
+def _caption_batch(
+    model: Any,
+    processor: Any,
+    items: Sequence[ImageCaptions],
+    inputs: dict[str, torch.Tensor],
+    by_consensus: bool,
+    with_words: bool,
+    generate_kwargs: Mapping[str, Any],
+) -> None:
+    """Write the sentences of each item from the inputs of the model."""
+    inputs = {
+        name: tensor.to(model.device, model.dtype if tensor.is_floating_point() else None)
+        for name, tensor in inputs.items()
+    }
+    images = {name: inputs.pop(name) for name in IMAGE_INPUTS if name in inputs}
+    encoder_outputs = model.get_encoder()(**images)
+    sequences = model.generate(encoder_outputs=encoder_outputs, **inputs, **generate_kwargs)
+    each = len(sequences) // len(items)
+    texts = processor.batch_decode(sequences, skip_special_tokens=True)
+    by_image = [texts[first : first + each] for first in range(0, len(texts), each)]
+    orders = rank_by_consensus(by_image) if by_consensus else [[*range(each)] for _ in items]
+    for item, captions, order in zip(items, by_image, orders, strict=True):
+        item.captions = [captions[place] for place in order]
+    if with_words:
+        num_given = inputs["input_ids"].shape[1] - 1 if "input_ids" in inputs else 0  # without the start token
+        scores = model.score_sentences(sequences, encoder_outputs, num_prompt_tokens=num_given)
+        for index, (item, order) in enumerate(zip(items, orders, strict=True)):
+            for place in [index * each + place for place in order]:
+                is_written = scores.mask[place]
+                ids = sequences[place, 1:][is_written].tolist()
+                item.words.append(processor.tokenizer.convert_ids_to_tokens(ids))
+                item.word_scores.append(scores.log_probs[place][is_written].tolist())
 
 
 def write_table(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """
-    Write rows whole or not at all, as CSV, JSONL or Parquet, by the ending of `path`.
+    Write rows whole or not at all, as CSV (lists in it as JSON), JSONL or Parquet, by the ending of `path`.
 
     Raises:
         ValueError: the ending is another one.
@@ -175,13 +233,18 @@ def write_table(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
         with atomic_path(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
             table = csv.DictWriter(file, list(rows[0]) if rows else [], lineterminator="\n")
             table.writeheader()
-            table.writerows(rows)
+            table.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
     else:
         import pyarrow
         import pyarrow.parquet
 
         with atomic_path(path) as partial:
             pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), partial)
+
+
+def _cell(value: Any) -> Any:
+    """A list in a cell of CSV is JSON."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value
 
 
 def check_table(path: str | Path) -> Path:

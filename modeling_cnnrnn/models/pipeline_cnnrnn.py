@@ -174,7 +174,7 @@ class ImageToTextPipeline(Pipeline):
         if return_scores:
             result["scores"] = self._log_probabilities(output, generate_kwargs)
         # `Pipeline` splits a batch along the first dimension: one row of sequences for each image
-        batch_size = len(model_inputs["pixel_values"])
+        batch_size = len(next(iter(model_inputs.values())))
         return {name: value.unflatten(0, (batch_size, -1)) for name, value in result.items()}
 
     def _log_probabilities(self, output, generate_kwargs) -> torch.Tensor:

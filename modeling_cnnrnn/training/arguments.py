@@ -391,7 +391,10 @@ def check_shared_options(
         other = "cache_image_features" if data_args.cache_image_features else "random_crop` or `flip_probability"
         raise ValueError(f"`preload_images` has no effect with `{other}`: leave one of the two out.")
     if model_args.encoder_config and model_args.encoder_name_or_path:
-        raise ValueError("`encoder_config` has no effect with `encoder_name_or_path`: leave one of the two out.")
+        raise ValueError(
+            "`encoder_config` has no effect with `encoder_name_or_path`: leave one of the two out, that of a recipe by "
+            "--encoder_config ''."
+        )
     if model_args.model_name_or_path:
         architecture = ["encoder_name_or_path", "encoder_config"]
         architecture += [name for name in ("architecture", "word_vectors") if hasattr(model_args, name)]

@@ -53,9 +53,13 @@ def find_trackers(args: TrainingArguments) -> list[str | LiveTracker] | None:
 
     Raises:
         ImportError: a tracker is not installed; accelerate would leave it out without a word.
-        ValueError: there are options of the page, and no page.
+        ValueError: "all" or "none" are not alone, or there are options of the page, and no page.
     """
     given = [name.strip() for name in args.report_to.split(",")]
+    if len(given) > 1 and (alone := {"all", "none"} & {*given}):
+        raise ValueError(
+            f"`report_to` is '{args.report_to}': '{min(alone)}' stands alone, pass it or names of trackers."
+        )
     installed = [str(name) for name in get_available_trackers()]
     has_page = LiveTracker.name in given or (given == ["all"] and is_server_available())
     if not has_page:

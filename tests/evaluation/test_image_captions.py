@@ -4,7 +4,9 @@ import csv
 import json
 import os
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from modeling_cnnrnn.evaluation.image_captions import (
@@ -92,3 +94,56 @@ def test_a_table_that_cannot_be_written_is_found_before_the_work(tmp_path):
     with pytest.raises(OSError, match=r"folder.csv' is a folder: pass the name of a file"):
         check_table(tmp_path / "folder.csv")
     assert check_table(tmp_path / "new" / "table.csv").parent.is_dir()
+
+
+@pytest.mark.parametrize("prompt", [None, "a red"])
+def test_words_have_the_log_probabilities_that_generate_gives(model, tiny_processor, tmp_path, prompt):
+    Image.radial_gradient("L").save(tmp_path / "a.png")
+    Image.linear_gradient("L").save(tmp_path / "b.png")
+    search = {"num_beams": 3, "num_return_sequences": 2, "max_new_tokens": 6}
+    items = list(
+        caption_images(model, tiny_processor, images_below(tmp_path), prompt=prompt, with_words=True, **search)
+    )
+    inputs = tiny_processor(
+        images=images_below(tmp_path), text=None if prompt is None else [prompt] * 2, return_tensors="pt"
+    )
+    found = model.generate(**inputs, **search, return_dict_in_generate=True, output_logits=True)
+    steps = model.compute_transition_scores(found.sequences, found.logits, found.beam_indices, normalize_logits=True)
+    eos = model.config.eos_token_id
+    written = found.sequences[:, -steps.shape[1] :].tolist()
+    for (words, scores), ids, expected in zip(
+        [pair for item in items for pair in zip(item.words, item.word_scores, strict=True)], written, steps, strict=True
+    ):
+        length = ids.index(eos) + 1 if eos in ids else len(ids)
+        assert words == tiny_processor.tokenizer.convert_ids_to_tokens(ids[:length])
+        assert scores == pytest.approx(expected[:length].tolist(), abs=1e-5)
+    rows = [row for item in items for row in item.rows()]
+    assert [len(item.captions) for item in items] == [2, 2]
+    assert rows[1]["score"] == pytest.approx(sum(items[0].word_scores[1]))
+    write_table(tmp_path / "table.csv", rows)
+    with open(tmp_path / "table.csv", encoding="utf-8", newline="") as file:
+        assert [json.loads(row["words"]) for row in csv.DictReader(file)] == [row["words"] for row in rows]
+
+
+def test_regions_of_a_detector_are_captioned_without_their_images(make_model, tiny_processor, tmp_path):
+    model = make_model(feature_size=5, attention_type="up_down", num_hidden_layers=2, image_injection="none")
+    generator = np.random.default_rng(0)
+    for name, number in (("a", 3), ("b", 4), ("d", 0)):
+        np.save(tmp_path / f"{name}.npy", generator.standard_normal((number, 5), np.float32))
+    sources = [f"photographs/{name}.jpg" for name in "abcd"]
+    options = {"max_new_tokens": 4, "num_beams": 2}
+    done = list(caption_images(model, tiny_processor, sources, region_features=tmp_path, **options))
+    for item in done[:2]:
+        features = torch.from_numpy(np.load(tmp_path / f"{os.path.basename(item.name)[0]}.npy"))[None]
+        alone = model.generate(image_features=features, **options)
+        assert item.captions == tiny_processor.batch_decode(alone, skip_special_tokens=True)
+    assert "there are no features of it in" in done[2].error
+    assert done[3].error == "its features have the shape (0, 5), not (num_regions, num_channels)"
+    with pytest.raises(ValueError, match="this captioner reads regions of a detector: pass `region_features`"):
+        next(caption_images(model, tiny_processor, sources))
+
+
+def test_regions_for_a_captioner_that_reads_images_are_refused(model, tiny_processor, tmp_path):
+    np.save(tmp_path / "a.npy", np.ones((3, 5), np.float32))
+    with pytest.raises(ValueError, match=r"`region_features` is .*, and this captioner reads images: leave it out"):
+        next(caption_images(model, tiny_processor, ["a.jpg"], region_features=tmp_path))

@@ -7,6 +7,7 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 import datasets
+import numpy as np
 import pyarrow.parquet
 import pyarrow.parquet as pq
 import pytest
@@ -250,12 +251,34 @@ def test_no_file_outside_the_dataset_is_written(captioner, photographs, tmp_path
     assert key.read_bytes() not in written
 
 
+def test_regions_of_a_detector_take_the_place_of_the_images(make_model, tiny_processor, photographs, tmp_path):
+    model = make_model(feature_size=5, attention_type="up_down", num_hidden_layers=2, image_injection="none")
+    model.save_pretrained(tmp_path / "captioner")
+    tiny_processor.save_pretrained(tmp_path / "captioner")
+    (tmp_path / "features").mkdir()
+    features = [torch.randn(2 + row % 3, 5, generator=torch.Generator().manual_seed(row)) for row in range(10)]
+    for row, values in enumerate(features):
+        np.save(tmp_path / f"features/{row:02d}.npy", values.numpy())
+    options = {"model_name_or_path": tmp_path / "captioner", "dataset_name": photographs, "split": "train"}
+    options |= {"output_dir": tmp_path / "captioned", "region_features": tmp_path / "features", "prompt": "a red"}
+    run("caption_dataset", **options, **SMALL)
+    prompt = tiny_processor(text=["a red"], return_tensors="pt")
+    found = rows(tmp_path / "captioned", "train")
+    for row, values in zip(found, features, strict=False):
+        written = model.generate(image_features=values[None], **prompt, num_beams=3, max_new_tokens=6)
+        assert [row["generated_text"]] == tiny_processor.batch_decode(written, skip_special_tokens=True)
+    assert "there are no features of it in" in found[10]["image_error"]
+    with pytest.raises(SystemExit, match="this captioner reads regions of a detector: pass `region_features`"):
+        run("caption_dataset", **{name: value for name, value in options.items() if name != "region_features"})
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"keep_columns": ["captions"]}, "`keep_columns` names `captions`, but the columns are `image`"),
         ({"split": "dev"}, "`split` is 'dev', but the dataset has the splits"),
         ({"rows_per_part": 0}, "`rows_per_part` is 0: pass 1 or more"),
+        ({"region_features": "features"}, "`region_features` is `features`, and this captioner reads images"),
         ({"image_column": "picture"}, "`image_column` is `picture`, but the columns are `image`"),
     ],
 )

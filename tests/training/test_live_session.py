@@ -314,6 +314,9 @@ def test_the_page_is_one_of_all_trackers_and_has_options_of_its_own(tmp_path):
     assert names[1].server.port == 8123
     with pytest.raises(ValueError, match="`live_port` is 8123, which has no effect without --report_to live"):
         trackers(live_port=8123)
+    for several, one in (("all, live", "all"), ("live,none", "none")):
+        with pytest.raises(ValueError, match=f"`report_to` is '{several}': '{one}' stands alone"):
+            trackers(report_to=several)
     taken = make_trainer(tmp_path).live.tracker.server.port
     with pytest.raises(ValueError, match=f"`live_port` {taken} "):
         create_accelerator(TrainingArguments(output_dir=str(tmp_path / "b"), report_to="live", live_port=taken))
