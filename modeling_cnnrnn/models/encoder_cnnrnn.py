@@ -7,6 +7,7 @@ The image encoder: a CNN, and the projection of its regions into the space of th
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import nn
@@ -275,7 +276,7 @@ class CnnRnnEncoder(CnnRnnImageEncoder):
 
     def _feature_dtype(self) -> torch.dtype:
         """The precision of the weights or, where regions are features of a detector as they are, of the buffer beside them."""
-        return next(tensor.dtype for tensor in (*self.parameters(), *self.buffers()) if tensor.is_floating_point())
+        return next(t.dtype for t in chain(self.parameters(), self.buffers()) if t.is_floating_point())
 
     def _check_image_features(self, features: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor | None:
         """Check shapes, and return the mask as booleans, or `None` if no region is masked."""

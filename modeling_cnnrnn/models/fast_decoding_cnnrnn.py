@@ -122,7 +122,6 @@ class Writer(Recorder):
         self.input_ids = input_ids
         self.record = Record.of(config, encoder_outputs)
         self.packed: PackedDecoder = packed_decoder(captioner, len(input_ids))
-        self.packed.expect_rows(len(input_ids) * (config.max_length - input_ids.shape[1]))
         vocab_size = captioner.lm_head.out_features
         self.processors = [
             _SuppressTokens(p, vocab_size) if type(p) is logits_process.SuppressTokensLogitsProcessor else p

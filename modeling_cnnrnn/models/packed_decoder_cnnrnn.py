@@ -24,9 +24,6 @@ from .recurrence_cnnrnn import RECURRENT_CLASSES
 from .training_steps_cnnrnn import is_plain
 
 
-MAX_TABLE_BYTES = 2**28  # 256 MB: 32,000 words of 512 units in an LSTM
-FEW_ROWS = 2
-
 LayerState = tuple[torch.Tensor, ...]  # `(h,)`, or `(h, c)` of an LSTM, each `(N, hidden_size)`
 
 
@@ -37,8 +34,7 @@ class PackedLinear:
     Args:
         weight: `(out_features, in_features)`.
         bias: `(out_features,)`.
-        is_transposed: whether to transpose the weight instead of leaving the order to oneDNN: faster at one or two rows
-            where the CPU has no AVX-512.
+        is_transposed: whether to transpose the weight instead of leaving the order to oneDNN: faster at one row.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, is_transposed: bool):
@@ -50,6 +46,36 @@ class PackedLinear:
         if self.is_transposed:
             return torch.addmm(self.bias, inputs, self.weight)
         return torch.ops.mkldnn._linear_pointwise(inputs, self.weight, self.bias, "none", [], "")
+
+
+class WordProducts:
+    """
+    The products of words with the input weight, each kept from the first time that its word is read.
+
+    A product serves as long as the embedding of its word is the one that it was made of.
+
+    Args:
+        num_words, embedding_size: shape of the weight of the embeddings.
+        linear: multiplies with the input weight.
+    """
+
+    @torch.inference_mode(False)  # what is made within could not be written into without
+    def __init__(self, num_words: int, embedding_size: int, linear: PackedLinear):
+        self.linear = linear
+        # memory is taken by what is written into these
+        self.products = torch.empty(num_words, len(linear.bias))
+        self.embeddings = torch.empty(num_words, embedding_size)
+        self.is_known = torch.zeros(num_words, dtype=torch.bool)
+
+    def __call__(self, words: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
+        """Return the products of words `(N,)`, with embeddings `(N, embedding_size)`: `(N, units)`."""
+        is_kept = self.is_known[words] & (self.embeddings.index_select(0, words) == embeddings).all(dim=-1)
+        if not is_kept.all():
+            new, new_embeddings = words[~is_kept], embeddings[~is_kept]
+            self.products[new] = self.linear(new_embeddings)
+            self.embeddings[new] = new_embeddings
+            self.is_known[new] = True
+        return self.products.index_select(0, words)
 
 
 @dataclass
@@ -84,8 +110,6 @@ class PackedDecoder:
 
     def __init__(self, decoder: CnnRnnDecoder, lm_head: nn.Linear, is_transposed: bool):
         self.decoder, self.layers, self.is_transposed = decoder, list[Any](decoder.layers), is_transposed
-        self.table: torch.Tensor | None = None
-        self.num_rows_read = 0
         attention = decoder.attention
         self.place = attention.place if attention is not None else None
         self.is_tanh = getattr(attention, "activation", "tanh") == "tanh"
@@ -94,7 +118,8 @@ class PackedDecoder:
         self.vocabulary = self._pack(lm_head)
         words = self._input_weight(slice(0, decoder.config.embedding_size))
         biases = [self.layers[0].bias_ih_l0, *([attention.sentinel_input.bias] if self.place == "output" else [])]
-        self.words = PackedLinear(words, torch.cat(biases), is_transposed)
+        linear = PackedLinear(words, torch.cat(biases), is_transposed)
+        self.words = WordProducts(*decoder.embed_tokens.weight.shape, linear)
         # the product of the layer below; with attention between them, `_pack_attention` makes it
         self.inputs = [PackedLinear(rnn.weight_ih_l0, rnn.bias_ih_l0, is_transposed) for rnn in self.layers[1:]]
         self.hidden = [PackedLinear(rnn.weight_hh_l0, rnn.bias_hh_l0, is_transposed) for rnn in self.layers]
@@ -170,24 +195,9 @@ class PackedDecoder:
         keys = self.factor * seen.keys if seen.keys is not None else None
         return DecoderImages(seen.regions, keys, seen.mask, inputs)
 
-    def expect_rows(self, num_rows: int):
-        """
-        Note how many words are about to be read, and multiply the whole vocabulary with the input weight once that pays.
-
-        The table is as much work as half a vocabulary of words read one by one.
-        """
-        self.num_rows_read += num_rows
-        embeddings = self.decoder.embed_tokens.weight
-        num_units = len(self.words.bias)
-        is_small = len(embeddings) * num_units * embeddings.element_size() <= MAX_TABLE_BYTES
-        if self.table is None and is_small and self.num_rows_read > len(embeddings) / 2:
-            self.table = self.words(self._activate(embeddings.detach()))
-
-    def _activate(self, embeddings: torch.Tensor) -> torch.Tensor:
-        return embeddings.relu() if self.decoder.config.embedding_activation == "relu" else embeddings
-
     def _embed(self, words: torch.Tensor) -> torch.Tensor:
-        return self._activate(F.embedding(words, self.decoder.embed_tokens.weight))
+        embeddings = F.embedding(words, self.decoder.embed_tokens.weight)
+        return embeddings.relu() if self.decoder.config.embedding_activation == "relu" else embeddings
 
     def step(
         self, words: torch.Tensor, state: list[LayerState], images: DecoderImages
@@ -202,7 +212,8 @@ class PackedDecoder:
         Returns:
             The logits of the next words `(N, vocab_size)`, the new state, the attention weights `(N, num_regions)`.
         """
-        inputs = self.table[words] if self.table is not None else self.words(self._embed(words))
+        embeddings = self._embed(words)
+        inputs = self.words(words, embeddings)
         if images.inputs is not None:
             inputs = inputs + images.inputs
         hidden, context, weights = self.hidden[-1](state[-1][0]), None, None
@@ -234,7 +245,7 @@ class PackedDecoder:
         if self.place == "output":
             output, weights = self._look_and_remember(sentinel_inputs + more, new_state[-1], images)
         if self.deep_output:
-            output = self._embed(words) + self.deep_output[0](output)
+            output = embeddings + self.deep_output[0](output)
             if context is not None:
                 output = output + self.deep_output[1](context)
             output = output.tanh() if self.decoder.config.deep_output == "tanh" else output
@@ -327,8 +338,10 @@ def packed_decoder(captioner: Any, num_rows: int) -> PackedDecoder:
         num_rows: number of rows that are multiplied with them.
     """
     decoder, lm_head = captioner.model.decoder, captioner.lm_head
-    is_transposed = num_rows <= FEW_ROWS and torch.backends.cpu.get_cpu_capability() != "AVX512"
-    marks = fingerprint([*decoder.parameters(), *lm_head.parameters()])
+    is_transposed = num_rows == 1
+    embeddings = decoder.embed_tokens.weight  # `WordProducts` compares the values
+    weights = [weight for weight in decoder.parameters() if weight is not embeddings]
+    marks = [tuple(embeddings.shape), *fingerprint([*weights, *lm_head.parameters()])]
     packed = _PACKED.setdefault(captioner, {})
     if is_transposed not in packed or packed[is_transposed][0] != marks:
         packed[is_transposed] = (marks, PackedDecoder(decoder, lm_head, is_transposed))
