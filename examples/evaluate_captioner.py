@@ -88,8 +88,12 @@ def main():
         logger.info(
             "\nBeam %d, %.0f images per second:\n%s", num_beams, result.content["images_per_second"], result.scores
         )
-    protocol = {**asdict(args), **asdict(search), **provenance(accelerator)}
-    protocol["max_length"] = args.max_length or model.generation_config.max_length
+    protocol = {
+        **asdict(args),
+        **args.preferences(model.generation_config),
+        **asdict(search),
+        **provenance(accelerator),
+    }
     title = f"{title_of(args.model_name_or_path)} on {args.dataset_name}, {args.split}"
     files = write_evaluation(args.output_dir, dataset, evaluation, scored, protocol, args.gallery_size, title)
     logger.info("\nWritten: %s", " ".join(map(str, files)))

@@ -29,7 +29,9 @@ RECIPES = Path(__file__).parent / "recipes"
 SMALL = ["--hidden_size", 376, "--embedding_size", 376, "--tie_word_embeddings", "true", "--attention_size", 128]
 SMALL += ["--dropout", 0.4, "--embedding_dropout", 0.25, "--feature_dropout", 0.3, "--learning_rate", 0.001]
 SMALL += ["--num_train_epochs", 14, "--eval_epochs", 2]
-SELF_CRITICAL = ["--num_beams", 3, "--num_train_epochs", 2]  # more fit the training photographs alone
+SELF_CRITICAL = ["--num_beams", 3, "--num_train_epochs", 4, "--eval_epochs", 1]
+# what it is rewarded for makes it say a pair of words twice, which costs 0.018 CIDEr
+GENERATION = {"no_repeat_ngram_size": 2}
 FILES = ("config.json", "generation_config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json")
 # entries of these files: code beside them, the classes that the CNN was trained on, the folders of the trainings
 LEFT_OUT = ("auto_map", "custom_pipelines", "id2label", "label2id", "_name_or_path")
@@ -77,7 +79,7 @@ def main():
         evaluation = folder / "evaluation"
         if not (evaluation / "eval_results.json").exists():
             options = ["--features_cache_dir", cache(args), "--mixed_precision", args.mixed_precision]
-            evaluate(args, folder, evaluation, *options)
+            evaluate(args, folder, evaluation, *options, *(f"--{name}={value}" for name, value in GENERATION.items()))
         results[folder] = json.loads((evaluation / "eval_results.json").read_text())["results"]["beam 3"]["CIDEr"]
         print(f"Seed {seed}: CIDEr {results[folder]:.4f} with beam 3")
     best = max(results, key=lambda folder: results[folder])
@@ -139,6 +141,8 @@ def pack(captioner: Path, target: Path) -> None:
                 part.pop(entry, None)
         if name == "config.json":
             content["dtype"] = "float32"
+        if name == "generation_config.json":
+            content |= GENERATION
         write_json(target / name, content)
     weights = load_file(captioner / "model.safetensors")
     halved = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}

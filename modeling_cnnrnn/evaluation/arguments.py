@@ -7,8 +7,28 @@ from ..data.arguments import DatasetArguments
 from ..pretrained import DEFAULT_CAPTIONER
 
 
+# what a captioner's generation config says where no option is given, and what else
+PREFERENCES: dict[str, Any] = {"max_length": None, "length_penalty": 1.0, "no_repeat_ngram_size": 0}
+
+
+@dataclass(kw_only=True)
+class PreferenceArguments:
+    """Which sentences a search prefers; by default as the captioner's generation config says."""
+
+    length_penalty: float | None = field(
+        default=None,
+        metadata={
+            "help": "Exponent of the length in a beam's score: larger values favour longer sentences. As in the captioner's "
+            "generation config by default, like the next one."
+        },
+    )
+    no_repeat_ngram_size: int | None = field(
+        default=None, metadata={"help": "Length of the n-grams that a sentence may not repeat; 0 allows all."}
+    )
+
+
 @dataclass
-class EvaluationArguments(DatasetArguments):
+class EvaluationArguments(PreferenceArguments, DatasetArguments):
     """Options of an evaluation: the captioner, the dataset, the way to generate, the metrics."""
 
     model_name_or_path: str = field(
@@ -44,13 +64,6 @@ class EvaluationArguments(DatasetArguments):
             "config by default."
         },
     )
-    length_penalty: float = field(
-        default=1.0,
-        metadata={"help": "Exponent of the length in a beam's score: larger values favour longer sentences."},
-    )
-    no_repeat_ngram_size: int = field(
-        default=0, metadata={"help": "Length of the n-grams that a sentence may not repeat; 0 allows all."}
-    )
     per_device_eval_batch_size: int = field(default=50, metadata={"help": "Images in a batch on each device."})
     dataloader_num_workers: int = field(default=0, metadata={"help": "Processes that read images."})
     gallery_size: int = field(default=200, metadata={"help": "Pictures on the page gallery.html; 0 writes no page."})
@@ -59,13 +72,20 @@ class EvaluationArguments(DatasetArguments):
 
     def generation(self, search: "SearchArguments | None" = None, tokenizer: Any = None) -> list[dict]:
         """The ways to generate of [`evaluate_captioner`], one for each beam size, with the options of a search."""
-        options = {"length_penalty": self.length_penalty, "no_repeat_ngram_size": self.no_repeat_ngram_size}
-        if self.max_length is not None:
-            options["max_length"] = self.max_length
+        given = {name: getattr(self, name) for name in PREFERENCES}
+        options = {name: value for name, value in given.items() if value is not None}
         if search is None:
             return [{"num_beams": num_beams} | options for num_beams in self.num_beams]
         options["by_consensus"] = search.consensus > 0
         return [search.search_kwargs(num_beams, tokenizer) | options for num_beams in self.num_beams]
+
+    def preferences(self, config: Any) -> dict[str, Any]:
+        """Name the preferences that hold with a captioner's generation config, for the protocol."""
+        preferences = dict(PREFERENCES)
+        for options in (config, self):
+            given = {name: getattr(options, name) for name in PREFERENCES}
+            preferences |= {name: value for name, value in given.items() if value is not None}
+        return preferences
 
 
 @dataclass
@@ -140,7 +160,7 @@ def _known_ids(tokenizer: Any, phrase: str) -> list[int]:
 
 
 @dataclass
-class GenerationArguments(SearchArguments):
+class GenerationArguments(PreferenceArguments, SearchArguments):
     """How sentences are generated."""
 
     num_beams: int = field(default=3, metadata={"help": "Beams of the search; 1 is greedy search."})
@@ -150,13 +170,6 @@ class GenerationArguments(SearchArguments):
             "help": "Longest sentence to generate, in tokens; as in the captioner's generation config by default."
         },
     )
-    length_penalty: float = field(
-        default=1.0,
-        metadata={"help": "Exponent of the length in a beam's score: larger values favour longer sentences."},
-    )
-    no_repeat_ngram_size: int = field(
-        default=0, metadata={"help": "Length of the n-grams that a sentence may not repeat; 0 allows all."}
-    )
     prompt: str = field(default="", metadata={"help": "Text that each sentence begins with, such as 'a photo of'."})
     seed: int = field(default=42, metadata={"help": "Seed of the samples."})
 
@@ -165,9 +178,9 @@ class GenerationArguments(SearchArguments):
         options = self.search_kwargs(self.num_beams, tokenizer)
         if self.max_new_tokens is not None:
             options["max_new_tokens"] = self.max_new_tokens
-        if self.no_repeat_ngram_size:
+        if self.no_repeat_ngram_size is not None:
             options["no_repeat_ngram_size"] = self.no_repeat_ngram_size
-        if not self.do_sample and self.length_penalty != 1:
+        if not self.do_sample and self.length_penalty is not None:
             options["length_penalty"] = self.length_penalty
         return options
 

@@ -59,7 +59,8 @@ class Captioner:
 
         Args:
             pixels: `(height, width, 3)`, of `load_pixels`.
-            options: `num_beams`, `max_length`, `length_penalty`, `early_stopping`; by default as in `captioner.json`.
+            options: `num_beams`, `max_length`, `length_penalty`, `early_stopping`, `no_repeat_ngram_size`; by default as in
+                `captioner.json`.
 
         Returns:
             A sentence for each beam, best first: `token_ids`, `log_probs` and, with attention, the `maps` of its tokens.
@@ -73,10 +74,12 @@ class Captioner:
         scores = np.array([0.0] + [-1e9] * (num_beams - 1), np.float32)
         finished: list[tuple[float, dict]] = []
         for length in range(1, max_length):
-            last = [beam["token_ids"][-1] if length > 1 else config["decoder_start_token_id"] for beam in running]
-            memory.update(tokens=np.array(last), position=np.array(length - 1))
+            words = [[config["decoder_start_token_id"], *beam["token_ids"]] for beam in running]
+            memory.update(tokens=np.array([tokens[-1] for tokens in words]), position=np.array(length - 1))
             outputs = self.decoder.run(None, {name: memory[name] for name in self.inputs})
             step = dict(zip(self.outputs, outputs, strict=True))
+            for row, tokens in enumerate(words):
+                step["log_probs"][row, repeating(tokens, config["no_repeat_ngram_size"])] = -np.inf
             totals = (step["log_probs"] + scores[:, None] if num_beams > 1 else step["log_probs"]).ravel()
             count = min(max(2, 1 + len(config["eos_token_id"])) * num_beams, len(totals))
             # the best are among the few that reach the last of the best maxima of columns
@@ -119,6 +122,13 @@ class Captioner:
     def __call__(self, source: Any, **options: Any) -> str:
         """Write a sentence about a path, file or image of PIL; options as in `generate`."""
         return self.decode(self.generate(self.load_pixels(source), **options)[0]["token_ids"])
+
+
+def repeating(token_ids: list[int], size: int) -> list[int]:
+    """List the tokens that would end an n-gram of this size a second time; none where the size is 0."""
+    starts = range(len(token_ids) - size + 1 if size else 0)
+    end = token_ids[len(token_ids) - size + 1 :]
+    return [token_ids[start + size - 1] for start in starts if token_ids[start : start + size - 1] == end]
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ SUPPORTED_OPTIONS = {
     "max_length": 20,
     "length_penalty": 1.0,
     "early_stopping": False,
+    "no_repeat_ngram_size": 0,
     "eos_token_id": None,
     "decoder_start_token_id": None,
 }
@@ -136,7 +137,7 @@ class CnnRnnOnnxForConditionalGeneration:
             pixel_values: `(batch_size, 3, height, width)`, bytes, as the processor in the folder returns them.
             generation_config: in place of the model's.
             kwargs: `num_beams`, `max_new_tokens` or `max_length`, `num_return_sequences`, `length_penalty`,
-                `early_stopping`.
+                `early_stopping`, `no_repeat_ngram_size`.
 
         Returns:
             Token ids `(batch_size * num_return_sequences, T)`, those of `generate` of the model in torch, padded with its

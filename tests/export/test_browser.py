@@ -1,6 +1,7 @@
 """The page for browsers: where its files come from, its server, and what it does in Chromium (`make test-space`)."""
 
 import io
+import json
 import shutil
 import tarfile
 import threading
@@ -100,6 +101,9 @@ def test_a_runtime_that_cannot_be_reached_is_one_sentence(registry):
 def page_folder(exported_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("page") / "exported"
     shutil.copytree(exported_folder, folder)
+    settings = json.loads((folder / "captioner.json").read_text())
+    settings["generation"] |= {"no_repeat_ngram_size": 2, "max_length": 20}
+    (folder / "captioner.json").write_text(json.dumps(settings))
     browser.write_page(folder)
     return folder
 

@@ -24,6 +24,8 @@ SEARCHES = [
     {"num_beams": 4, "early_stopping": True},
     {"num_beams": 3, "early_stopping": "never", "length_penalty": 2.0},
     {"num_beams": 5, "length_penalty": -0.5, "max_length": 5},
+    {"num_beams": 1, "no_repeat_ngram_size": 1},
+    {"num_beams": 3, "no_repeat_ngram_size": 2, "max_length": 16},
 ]
 
 
@@ -142,7 +144,7 @@ def test_the_auto_class_loads_an_export(captioner_folder, exported_folder):
     ("options", "name"),
     [
         ({"do_sample": True}, "do_sample"),
-        ({"no_repeat_ngram_size": 2}, "no_repeat_ngram_size"),
+        ({"repetition_penalty": 1.5}, "repetition_penalty"),
         ({"num_return_sequences": 2}, "num_return_sequences"),
         ({"input_ids": torch.tensor([[1, 4]])}, "input_ids"),
         ({"output_logits": True}, "output_logits"),

@@ -72,11 +72,14 @@ export class Captioner {
     let running = Array(K).fill({ token_ids: [], log_probs: [], maps: [] }), finished = [];
     let scores = running.map((_, beam) => (beam ? NEVER : 0));
     for (let length = 1; length < max_length; length++) {
-      const last = running.map((beam) => BigInt(beam.token_ids.at(-1) ?? config.decoder_start_token_id));
-      memory.tokens = new ort.Tensor("int64", BigInt64Array.from(last), [K]);
+      const words = running.map((beam) => [config.decoder_start_token_id, ...beam.token_ids]);
+      memory.tokens = new ort.Tensor("int64", BigInt64Array.from(words, (tokens) => BigInt(tokens.at(-1))), [K]);
       memory.position = new ort.Tensor("int64", BigInt64Array.of(BigInt(length - 1)), []);
       const step = await this.decoder.run(Object.fromEntries(this.decoder.inputNames.map((name) => [name, memory[name]])));
       const logProbs = step.log_probs.data, size = step.log_probs.dims[1], regions = step.attention?.dims[1];
+      words.forEach((tokens, row) => {
+        for (const token of repeating(tokens, config.no_repeat_ngram_size)) logProbs[row * size + token] = -Infinity;
+      });
       const best = largest(logProbs, size, scores, Math.max(2, 1 + config.eos_token_id.length) * K).map(({ index, total }) => {
         const row = Math.floor(index / size), token = index % size, { token_ids, log_probs, maps } = running[row];
         const map = regions ? [step.attention.data.slice(row * regions, (row + 1) * regions)] : [];
@@ -120,6 +123,12 @@ function gather(state, rows) {
       values.set(state.data.subarray(start, start + units), (layer * rows.length + i) * units);
     });
   return new ort.Tensor("float32", values, [layers, rows.length, units]);
+}
+
+// the tokens that would end an n-gram of this size a second time; none where the size is 0
+function repeating(tokens, size) {
+  const start = tokens.length - size + 1, end = tokens.slice(start);
+  return size ? tokens.filter((_, i) => i >= size - 1 && end.every((token, k) => tokens[i - size + 1 + k] === token)) : [];
 }
 
 // the `count` largest of the values plus the score of their row, best first, the earlier one where two are equal
