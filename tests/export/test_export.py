@@ -75,7 +75,8 @@ def test_tokens_of_every_decoder_are_those_of_generate(tmp_path, rnn_type, atten
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILY)
 def test_tokens_of_every_published_decoder_are_those_of_generate(tmp_path, name):
-    # larger weights saturate what reads itself again and again: its beams would end in ties
+    # larger weights saturate what reads itself again and again: at 2.0 the best beams of `adaatt` have sums of -9.3620690 and
+    # -9.3620691 in float64, nearer to each other than numbers of float32 are there (1e-6)
     folder = save_captioner(tmp_path / "captioner", **(FAMILY[name] | {"initializer_range": 1.0}))
     check_tokens(folder, export_captioner(str(folder), tmp_path / "exported"))
 
