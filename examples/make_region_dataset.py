@@ -6,7 +6,7 @@ Make a dataset of regions and their words from a dataset of pictures and their c
     cnnrnn train --dataset_name outputs/regions --encoder_name_or_path microsoft/resnet-50 --output_dir outputs/region_captioner
     python examples/caption_regions.py photo.jpg --model_name_or_path outputs/region_captioner --output regions.png
 
-The alignment model divides each caption into snippets, each of which belongs to a box (a chain MRF, equations 10 and 11 of
+The alignment model divides each caption into snippets, each of which belongs to a box (a chain MRF,
 https://arxiv.org/abs/1412.2306). Each box becomes a picture, with its snippets as captions.
 """
 

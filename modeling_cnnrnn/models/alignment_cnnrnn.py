@@ -2,7 +2,7 @@
 From scores of words and regions to snippets: neighbouring words that belong to one region.
 
 A chain over the words gains the score of each word with its region, and a constant where a word has the region of the word
-before it (Deep Visual-Semantic Alignments, https://arxiv.org/abs/1412.2306, equations 10 and 11).
+before it (Deep Visual-Semantic Alignments, https://arxiv.org/abs/1412.2306).
 """
 
 from collections.abc import Sequence

@@ -6,7 +6,7 @@ from .error_messages_cnnrnn import shown
 # By name, from the oldest. The last three are the models of https://github.com/ruotianluo/self-critical.pytorch with the same
 # names, which embed words and features with ReLU.
 ARCHITECTURES: dict[str, dict] = {
-    # Deep Visual-Semantic Alignments, https://arxiv.org/abs/1412.2306, equations 13 to 15
+    # Deep Visual-Semantic Alignments, https://arxiv.org/abs/1412.2306, its multimodal RNN
     "dvsa": {"rnn_type": "rnn_relu", "image_injection": "bias_first_step", "attention_type": "none"},
     # https://github.com/karpathy/neuraltalk, its generators "lstm" and "rnn"
     "neuraltalk": {"rnn_type": "lstm_linear_output", "image_injection": "first_token", "attention_type": "none"},
@@ -31,7 +31,7 @@ ARCHITECTURES: dict[str, dict] = {
         "attention_type": "att2in",
         "feature_projection": "none",
     },
-    # Knowing When to Look, https://arxiv.org/abs/1612.01887, equations 6 to 16
+    # Knowing When to Look, https://arxiv.org/abs/1612.01887
     "adaptive": {
         "rnn_type": "lstm",
         "image_injection": "bias_every_step",

@@ -84,7 +84,7 @@ class CnnRnnCellAttention(CnnRnnAttention):
 
 class CnnRnnTopDownAttention(CnnRnnAttention):
     """
-    Attention of Up-Down (https://arxiv.org/abs/1707.07998, equations 2 to 5): between an attention LSTM and a language LSTM.
+    Attention of Up-Down (https://arxiv.org/abs/1707.07998): between an attention LSTM and a language LSTM.
 
         h1_t = LSTM([w_t; mean_i v_i; h2_{t-1}], h1_{t-1}),  z_t by h1_t without a gate,  h2_t = LSTM([h1_t; z_t], h2_{t-1})
     """
@@ -95,7 +95,7 @@ class CnnRnnTopDownAttention(CnnRnnAttention):
 
 class CnnRnnAdaptiveAttention(nn.Module):
     """
-    Adaptive attention with a visual sentinel (Lu et al., https://arxiv.org/abs/1612.01887, equations 6 to 13).
+    Adaptive attention with a visual sentinel (Lu et al., https://arxiv.org/abs/1612.01887).
 
         s_t = sigmoid(W_x x_t + W_h h_{t-1}) tanh(c_t)
         e_i = w tanh(W_v v_i + W_g h_t),  e_s = w tanh(W_s s_t + W_g h_t),  [alpha; beta] = softmax([e; e_s])

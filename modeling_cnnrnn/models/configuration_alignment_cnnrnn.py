@@ -85,7 +85,7 @@ class CnnRnnAlignmentConfig(CnnRnnPreTrainedConfig):
             Initial logarithm of the inverse temperature of `"info_nce"`. A mean of maxima moves in a narrow band, so it
             starts lower than CLIP's 0.07.
         smoothness (`float`, *optional*, defaults to 0.2):
-            Gain beta of neighbouring words that share a region (equation 11), in the unit of the scores.
+            Gain beta of neighbouring words that share a region, in the unit of the scores.
         feature_dropout (`float`, *optional*, defaults to 0.2):
             Dropout of whole channels of the image features.
         word_dropout (`float`, *optional*, defaults to 0.2):

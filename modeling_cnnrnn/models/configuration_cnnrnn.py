@@ -59,7 +59,7 @@ class CnnRnnConfig(CnnRnnPreTrainedConfig):
             - `"initial_state"`: it sets the state that the first word is read in (Show, Attend and Tell,
               https://arxiv.org/abs/1502.03044, section 3.1.2);
             - `"bias_first_step"`: it is added to the input of the first step only (Deep Visual-Semantic Alignments,
-              https://arxiv.org/abs/1412.2306, equation 13);
+              https://arxiv.org/abs/1412.2306);
             - `"bias_every_step"`: it is added to the input of every step (the RNN of NeuralTalk);
             - `"none"`: attention alone sees it.
         initial_state_activation (`str`, *optional*, defaults to `"tanh"`):
@@ -80,11 +80,11 @@ class CnnRnnConfig(CnnRnnPreTrainedConfig):
             Where state and regions are compared: `"tanh"` or, not if `"adaptive"`, `"relu"`.
         deep_output (`str`, *optional*, defaults to `"none"`):
             Whether the next word is predicted from the last word, the state and what is seen together (Show, Attend and
-            Tell, equation 7): their sum in the space of the words as it is (`"linear"`), or its `"tanh"`.
+            Tell): their sum in the space of the words as it is (`"linear"`), or its `"tanh"`.
         attention_size (`int`, *optional*, defaults to 512):
             Size of the space in which state and regions are compared.
         attention_regularization (`float`, *optional*, defaults to 0.0):
-            Weight lambda of the doubly stochastic term of Show, Attend and Tell (equation 14), in training only.
+            Weight lambda of the doubly stochastic term of Show, Attend and Tell, in training only.
         dropout (`float`, *optional*, defaults to 0.5):
             Dropout between recurrent layers and before the vocabulary.
         embedding_dropout (`float`, *optional*, defaults to 0.0):

@@ -58,7 +58,7 @@ class CnnRnnDecoderOutput(BaseModelOutputWithPastAndCrossAttentions):
 
 class CnnRnnDeepOutput(nn.Module):
     """
-    The output layer of Show, Attend and Tell: `E y_{t-1} + L_h h_t + L_z z_t` (equation 7), or its tanh in the authors' code.
+    The output layer of Show, Attend and Tell: `E y_{t-1} + L_h h_t + L_z z_t`, or its tanh in the authors' code.
 
     `L_o` is the layer over the vocabulary.
     """

@@ -90,7 +90,7 @@ class DecoderByHand:
         return new[0]
 
     def adapt(self, inputs: torch.Tensor, previous: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Knowing When to Look, equations 6 to 13, with the layers of its code where there are any."""
+        """Knowing When to Look, with the layers of its code where there are any."""
         attention, (hidden, memory) = self.decoder.attention, self.states[:, -1]
         gate = 1 / (1 + torch.exp(-(attention.sentinel_input(inputs) + attention.sentinel_hidden.weight @ previous)))
         sentinel = gate * memory.tanh()
@@ -129,7 +129,7 @@ class DecoderByHand:
             output = self.cell(layer, output)
         if kind.startswith("adaptive"):
             output, weights = self.adapt(torch.cat(inputs), previous)
-        if deep is not None:  # Show, Attend and Tell, equation 7
+        if deep is not None:  # the output layer of Show, Attend and Tell
             output = word + deep.hidden.weight @ output + deep.hidden.bias + deep.context.weight @ context
             output = output.tanh() if self.config.deep_output == "tanh" else output
         return self.model.lm_head.weight @ output + self.model.lm_head.bias, weights
