@@ -49,7 +49,7 @@ def convert(checkpoint: dict[str, Any], word_map: dict[str, int]) -> Converted:
     cnn_config, cnn = convert_resnet(encoder, "resnet.")
 
     weights = {f"model.encoder.cnn.{name}": value for name, value in cnn.items()}
-    weights |= {f"model.decoder.{name}": value for name, value in _convert_decoder(decoder).items()}
+    weights |= {f"model.decoder.{name}": value for name, value in convert_decoder(decoder).items()}
     weights["model.decoder.embed_tokens.weight"] = vocab.embedding(decoder["embedding.weight"])
     weights["lm_head.weight"], weights["lm_head.bias"] = vocab.output(decoder["fc.weight"], decoder["fc.bias"])
     config = {
@@ -71,7 +71,7 @@ def convert(checkpoint: dict[str, Any], word_map: dict[str, int]) -> Converted:
     return Converted(vocab, config, weights, image_processor, generation)
 
 
-def _convert_decoder(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def convert_decoder(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Rename the attention and the LSTM. A number that all scores share drops out of the softmax: the bias of `full_att`."""
     converted = {
         "attention.key.weight": weights["attention.encoder_att.weight"],

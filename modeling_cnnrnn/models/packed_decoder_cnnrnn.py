@@ -55,17 +55,17 @@ class WordProducts:
     A product serves as long as the embedding of its word is the one that it was made of.
 
     Args:
-        num_words, embedding_size: shape of the weight of the embeddings.
+        num_words, embedding_size: numbers of embeddings, and of values of each.
         linear: multiplies with the input weight.
     """
 
-    @torch.inference_mode(False)  # what is made within could not be written into without
     def __init__(self, num_words: int, embedding_size: int, linear: PackedLinear):
         self.linear = linear
-        # memory is taken by what is written into these
-        self.products = torch.empty(num_words, len(linear.bias))
-        self.embeddings = torch.empty(num_words, embedding_size)
-        self.is_known = torch.zeros(num_words, dtype=torch.bool)
+        with torch.inference_mode(False):  # tensors that are made in this mode cannot be written into outside
+            # the system gives memory to the rows that are written
+            self.products = torch.empty(num_words, len(linear.bias))
+            self.embeddings = torch.empty(num_words, embedding_size)
+            self.is_known = torch.zeros(num_words, dtype=torch.bool)
 
     def __call__(self, words: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
         """Return the products of words `(N,)`, with embeddings `(N, embedding_size)`: `(N, units)`."""
@@ -119,7 +119,7 @@ class PackedDecoder:
         words = self._input_weight(slice(0, decoder.config.embedding_size))
         biases = [self.layers[0].bias_ih_l0, *([attention.sentinel_input.bias] if self.place == "output" else [])]
         linear = PackedLinear(words, torch.cat(biases), is_transposed)
-        self.words = WordProducts(*decoder.embed_tokens.weight.shape, linear)
+        self.words = WordProducts(len(decoder.embed_tokens.weight), decoder.config.embedding_size, linear)
         # the product of the layer below; with attention between them, `_pack_attention` makes it
         self.inputs = [PackedLinear(rnn.weight_ih_l0, rnn.bias_ih_l0, is_transposed) for rnn in self.layers[1:]]
         self.hidden = [PackedLinear(rnn.weight_hh_l0, rnn.bias_hh_l0, is_transposed) for rnn in self.layers]
