@@ -123,6 +123,7 @@ class Search:
     @torch.inference_mode()
     def write(self, options: dict[str, Any]) -> Iterator[tuple[list[list[str]], float]]:
         """Write the sentences of each image of a batch, with the CPU seconds that it takes."""
+        options = {"no_repeat_ngram_size": 0, **options}  # a captioner may have it in its generation config
         set_seed(self.seed)
         self.model.generate(encoder_outputs=self.images[0], **options)  # packs the weights
         set_seed(self.seed)
