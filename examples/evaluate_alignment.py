@@ -112,7 +112,8 @@ def main():
         captioner = captioner.to(accelerator.device).eval()
         pairs = np.logical_or(*first_of(total, args.num_reranked).values())
         images = prepare(args, accelerator, rows, captioner, reader)
-        log_probs = caption_log_probs(captioner, images, found.rows, texts, pairs)
+        with accelerator.autocast():
+            log_probs = caption_log_probs(captioner, images, found.rows, texts, pairs)
         results["reranked"] = reranked_metrics(total, log_probs, counts, args.captioner_weight, args.num_reranked)
     for name, values in results.items():
         logger.info("%s: %s", name, values)

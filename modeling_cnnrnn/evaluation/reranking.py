@@ -14,6 +14,9 @@ from ..models.encoder_cnnrnn import CnnRnnEncoderOutput
 from ..models.modeling_cnnrnn import CnnRnnForConditionalGeneration
 
 
+SENTENCES_AT_ONCE = 100  # whose logits are in memory together
+
+
 @torch.inference_mode()
 def caption_log_probs(
     captioner: CnnRnnForConditionalGeneration,
@@ -68,13 +71,17 @@ def _mean_image(images: list[CnnRnnEncoderOutput]) -> CnnRnnEncoderOutput:
 def _log_probs(
     captioner: CnnRnnForConditionalGeneration, image: CnnRnnEncoderOutput, ids: Sequence[torch.Tensor]
 ) -> np.ndarray:
-    """Compute the log-probabilities of sentences, start token first, for one image."""
+    """Compute the log-probabilities of sentences, start token first, for one image; those of one length together."""
     end = captioner.generation_config.eos_token_id
     padding = end[0] if isinstance(end, list) else end  # what follows the first end does not count
-    sequences = pad_sequence(list(ids), batch_first=True, padding_value=padding).to(captioner.device)
-    scores = captioner.score_sentences(sequences, image)
-    assert scores.log_probs is not None
-    return scores.log_probs.sum(dim=1).float().cpu().numpy()
+    order = np.argsort([len(sentence) for sentence in ids], kind="stable")
+    result = np.zeros(len(ids), np.float32)
+    for chosen in np.split(order, range(SENTENCES_AT_ONCE, len(ids), SENTENCES_AT_ONCE)):
+        sequences = pad_sequence([ids[index] for index in chosen], batch_first=True, padding_value=padding)
+        scores = captioner.score_sentences(sequences.to(captioner.device), image)
+        assert scores.log_probs is not None
+        result[chosen] = scores.log_probs.sum(dim=1).float().cpu().numpy()
+    return result
 
 
 def first_of(scores: np.ndarray, number: int) -> dict[str, np.ndarray]:
