@@ -5,6 +5,7 @@ import os
 
 import pytest
 import torch
+from PIL import Image
 from support.example_scripts import run
 from support.live_training import Ask, shown_in
 from support.nursery import run_python
@@ -61,9 +62,13 @@ def test_a_captioner_that_starts_again_with_a_network_is_one_that_began_with_it(
     run("train_captioner", output_dir=tmp_path / "new", **options | network | other)
     train, ask = CaptionTrainer.train, Ask(after_5={"network": json.dumps(asked)})
 
+    answers = []
+
     def train_and_ask(trainer):
         trainer.callbacks.append(ask)
-        return train(trainer)
+        state = train(trainer)
+        answers.append(trainer.live.view.answer(Image.new("RGB", (50, 40), "red")))
+        return state
 
     monkeypatch.setattr(CaptionTrainer, "train", train_and_ask)
     run("train_captioner", output_dir=tmp_path / "again", report_to="live", **options)
@@ -72,6 +77,7 @@ def test_a_captioner_that_starts_again_with_a_network_is_one_that_began_with_it(
     found, expected = weights(tmp_path / "again"), weights(tmp_path / "new")
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    assert answers[0]["words"][0].keys() == {"text", "probability", "map"}  # of a picture of one's own
     shown = shown_in(tmp_path / "again/training.html")["plan"]["network"]
     assert (shown["hidden_size"], shown["rnn_type"]) == (12, "gru")
     assert ("encoder" in shown) is not is_pretrained

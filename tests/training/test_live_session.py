@@ -7,12 +7,15 @@ import threading
 import time
 from concurrent.futures import Future
 from contextlib import nullcontext
+from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
 from support.live_training import CLASSES, NETWORK, Ask, make_trainer, request, shown_in
 from support.tiny_training import weights
 
+from modeling_cnnrnn.live.board import Board
 from modeling_cnnrnn.live.tracker import LiveTracker
 from modeling_cnnrnn.training import live_session
 from modeling_cnnrnn.training.arguments import TrainingArguments
@@ -302,6 +305,26 @@ def test_nobody_looks_inside_while_nobody_watches(tmp_path, monkeypatch):
     assert trainer.live._turn == 1  # for the file, at the evaluation
     # at the beginning, the evaluation and the end; steps without a wish do not even keep the random state
     assert len(kept) == 6
+
+
+@pytest.mark.parametrize(("seconds", "gap"), [(0.01, 5.0), (0.2, 40.0)])
+def test_looks_are_five_seconds_apart_or_more_where_they_take_long(seconds, gap, tmp_path, monkeypatch):
+    """Half a percent of the time at most."""
+    session, now = make_trainer(tmp_path).live, [100.0]
+    monkeypatch.setattr(live_session, "_clocks", lambda: (now[0], now[0]))
+    monkeypatch.setattr(Board, "is_watched", property(lambda board: True))
+    session.view = SimpleNamespace(
+        predictions=lambda turn: [], layers=lambda turn: now.append(now.pop() + seconds) or []
+    )
+    looks = []
+    while now[0] < 300:
+        if session._is_due():
+            looks.append(now[0])
+            session._look()
+        now[0] += 0.05
+    gaps = [later - sooner for sooner, later in pairwise(looks)]
+    assert len(gaps) >= 3
+    assert gap <= min(gaps) <= max(gaps) < gap + 0.5
 
 
 def test_the_page_is_one_of_all_trackers_and_has_options_of_its_own(tmp_path):
