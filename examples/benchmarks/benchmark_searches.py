@@ -63,13 +63,14 @@ SEVERAL = {
 def main():
     torch.set_num_threads(1)
     (args,) = parse_arguments([SearchBenchmarkArguments], __doc__)
+    places = list(filter(None, (args.model_name_or_path, args.ensemble)))
+    captioners = [load_captioner(place, dtype=torch.float32) for place in places]  # before minutes of work
     rows = load_split(args, args.split, args.max_eval_samples)
     texts = load_split(args, args.frequencies_split, None)["captions"][:]
     frequencies = DocumentFrequency.from_references([tokenize_captions(captions) for captions in texts])
 
     results: dict[str, dict[str, float]] = {}
-    for place in filter(None, (args.model_name_or_path, args.ensemble)):
-        model, processor = load_captioner(place, dtype=torch.float32)
+    for place, (model, processor) in zip(places, captioners, strict=True):
         images, encoding = encode(model, processor, rows, args.per_device_eval_batch_size)
         search = Search(model, processor, images, rows["captions"][:], args.seed)
         name = "" if place == args.model_name_or_path else f"{len(model.captioners)} captioners, "

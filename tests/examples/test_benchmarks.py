@@ -1,5 +1,6 @@
 """The benchmarks of training and of the alignment: what they compare computes the same, and no floor is a guess."""
 
+import json
 import re
 import runpy
 import sys
@@ -77,3 +78,32 @@ def test_the_benchmark_of_generation_compares_the_same_sentences(monkeypatch, ca
     assert [row.split(" | ")[:3] for row in rows] == [
         [f"| {attention_type}", beams, "2"] for attention_type in ("none", "additive") for beams in "12"
     ]
+
+
+@pytest.mark.slow
+def test_an_ensemble_of_the_same_captioner_searches_as_it_alone(trained, pictures, tmp_path, monkeypatch, capsys):
+    script, output = EXAMPLES / "benchmarks" / "benchmark_searches.py", tmp_path / "searches.json"
+    words = ["--dataset_name", pictures, "--model_name_or_path", trained, "--output", output]
+    monkeypatch.setattr(sys, "argv", [str(script), *map(str, words), "--ensemble", ",".join([str(trained)] * 3)])
+    runpy.run_path(str(script), run_name="__main__")
+    results = json.loads(output.read_text())["results"]
+    for way in ("greedy", "beam 3", "beam 5"):
+        assert results[f"3 captioners, {way}"]["CIDEr"] == pytest.approx(results[way]["CIDEr"])
+    assert "| 3 captioners, beam 3, log_probabilities | " in capsys.readouterr().out
+
+
+def test_an_ensemble_of_other_words_is_refused_before_the_work(tiny_model, tiny_processor, tmp_path, monkeypatch):
+    tiny_model.save_pretrained(tmp_path)
+    tiny_processor.save_pretrained(tmp_path)
+    script = EXAMPLES / "benchmarks" / "benchmark_searches.py"
+    words = [
+        "--dataset_name",
+        "nowhere",
+        "--model_name_or_path",
+        str(tmp_path),
+        "--ensemble",
+        f"{tmp_path},flickr8k-mobilenet",
+    ]
+    monkeypatch.setattr(sys, "argv", [str(script), *words])
+    with pytest.raises(SystemExit, match="Captioner 1 has other words than the first"):
+        runpy.run_path(str(script), run_name="__main__")
