@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, here and in the processes
@@ -46,8 +47,8 @@ def parse_args():
 
 def make_ours(model: str, image: str, num_beams: int) -> Callable[[], int]:
     """A captioner of this package; it returns how many tokens it has written, the end token among them."""
-    captioner = modeling_cnnrnn.pipeline("image-to-text", model=model)
-    tokenizer = captioner.tokenizer
+    captioner: Any = modeling_cnnrnn.pipeline("image-to-text", model=model)
+    tokenizer: Any = captioner.tokenizer
 
     def caption() -> int:
         (written,) = captioner(image, generate_kwargs={"num_beams": num_beams})
@@ -58,6 +59,7 @@ def make_ours(model: str, image: str, num_beams: int) -> Callable[[], int]:
 
 def make_peer(name: str, image: str, num_beams: int, num_tokens: int) -> Callable[[], int]:
     torch.manual_seed(0)
+    model: Any
     if name == "ViT-GPT2":
         config = transformers.VisionEncoderDecoderConfig.from_encoder_decoder_configs(
             transformers.ViTConfig(), transformers.GPT2Config(add_cross_attention=True)
