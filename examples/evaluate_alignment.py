@@ -65,8 +65,9 @@ class AlignmentEvaluationArguments(DatasetArguments):
     captioner_name_or_path: str | None = field(
         default=None, metadata={"help": "Captioner that ranks the first results again, of the Hub or a folder."}
     )
-    captioner_weight: float = field(
-        default=0.005, metadata={"help": "Weight of a nat of the captioner's beside the scores."}
+    captioner_weights: list[float] = field(
+        default_factory=lambda: [0.003, 0.01],
+        metadata={"help": "Weights of a nat of the captioner's beside the scores: of image to text, of text to image."},
     )
     num_reranked: int = field(default=100, metadata={"help": "Results of a query that the captioner ranks again."})
     features_cache_dir: str | None = field(default=None, metadata={"help": "Folder to keep the image features in."})
@@ -114,9 +115,9 @@ def main():
         images = prepare(args, accelerator, rows, captioner, reader)
         with accelerator.autocast():
             log_probs = caption_log_probs(captioner, images, found.rows, texts, pairs)
-        results["reranked"] = reranked_metrics(total, log_probs, counts, args.captioner_weight, args.num_reranked)
+        results["reranked"] = reranked_metrics(total, log_probs, counts, args.captioner_weights, args.num_reranked)
     for name, values in results.items():
-        logger.info("%s: %s", name, values)
+        logger.info("%s: %s", name, ", ".join(f"{metric} {value:.1f}" for metric, value in values.items()))
 
     # 4. The files
     if not accelerator.is_main_process:

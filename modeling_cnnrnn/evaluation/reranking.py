@@ -100,20 +100,35 @@ def first_of(scores: np.ndarray, number: int) -> dict[str, np.ndarray]:
 
 
 def reranked_metrics(
-    scores: np.ndarray, log_probs: np.ndarray, captions_per_image: Sequence[int], weight: float, number: int = 100
-) -> dict[str, dict[str, float]]:
+    scores: np.ndarray,
+    log_probs: np.ndarray,
+    captions_per_image: Sequence[int],
+    weights: Sequence[float],
+    number: int = 100,
+) -> dict[str, float]:
     """
     Measure the retrieval when the first results of each query are ranked by `scores + weight * log_probs`.
 
     Args:
         scores: of the alignment, `(num_images, num_captions)`.
         log_probs: of [`caption_log_probs`], for the pairs of [`first_of`].
+        weights: of image to text and of text to image. Captions of one image are compared with care, since an unlikely one is
+            raised most; images of one caption differ in nothing else.
         number: results of a query that are ranked a second time; the others keep their places behind them.
+
+    Returns:
+        the metrics of [`~modeling_cnnrnn.evaluation.alignment_scores.flat_metrics`], without their sum.
+
+    Raises:
+        ValueError: there are not two weights.
     """
-    measured = {}
-    for direction, mark in first_of(scores, number).items():
+    if len(weights) != 2:
+        raise ValueError(f"`captioner_weights` is {weights}: pass two numbers, of image to text and of text to image.")
+    measured: dict[str, float] = {}
+    for (direction, mark), weight in zip(first_of(scores, number).items(), weights, strict=True):
         combined = np.where(mark, scores + weight * log_probs, scores)
         # the others stay behind: all of theirs below the lowest of the first
         gap = combined.max() - combined.min() + 1
-        measured[direction] = retrieval_metrics(np.where(mark, combined, combined - gap), captions_per_image)[direction]
+        ranked = retrieval_metrics(np.where(mark, combined, combined - gap), captions_per_image)[direction]
+        measured |= {f"{direction}_{name}": value for name, value in ranked.items()}
     return measured

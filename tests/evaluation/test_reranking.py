@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from modeling_cnnrnn.data.batching import CaptionDataset
+from modeling_cnnrnn.evaluation.alignment_scores import flat_metrics
 from modeling_cnnrnn.evaluation.reranking import caption_log_probs, first_of, reranked_metrics
-from modeling_cnnrnn.metrics import retrieval_metrics
 
 
 def test_captions_are_compared_with_what_the_mean_image_makes_of_them(pictures, processor, make_model):
@@ -32,19 +32,22 @@ def test_the_first_results_alone_change_places():
     rng = np.random.default_rng(0)
     scores, opinion = rng.normal(size=(20, 40)), rng.normal(size=(20, 40))
     counts = [2] * 20
-    assert reranked_metrics(scores, opinion, counts, weight=0.0, number=5) == retrieval_metrics(scores, counts)
+    plain = flat_metrics(scores, counts)
+    plain.pop("rsum")
+    assert reranked_metrics(scores, opinion, counts, weights=(0.0, 0.0), number=5) == plain
     marks = first_of(scores, 5)
     assert (marks["image_to_text"].sum(axis=1) == 5).all()
     assert (marks["text_to_image"].sum(axis=0) == 5).all()
     own = np.repeat(np.arange(20), 2)
-    measured = reranked_metrics(scores, opinion, counts, weight=100.0, number=5)
+    measured = reranked_metrics(scores, opinion, counts, weights=(0.0, 100.0), number=5)
+    assert {name: value for name, value in measured.items() if "image_to_text" in name}.items() <= plain.items()
     for caption in range(40):  # by hand: the five best images, in the order of the captioner
         best = np.argsort(-scores[:, caption])[:5]
         order = [*best[np.argsort(-(scores + 100 * opinion)[best, caption])], *np.argsort(-scores[:, caption])[5:]]
         opinion[:, caption] = np.argsort(order)  # of each image its rank
     ranks = opinion[own, range(40)]
-    assert measured["text_to_image"]["R@5"] == pytest.approx(100 * np.mean(ranks < 5))
-    assert measured["text_to_image"]["R@1"] == pytest.approx(100 * np.mean(ranks < 1))
-    assert measured["text_to_image"]["R@10"] == pytest.approx(
-        retrieval_metrics(scores, counts)["text_to_image"]["R@10"]
-    )
+    assert measured["text_to_image_R@5"] == pytest.approx(100 * np.mean(ranks < 5))
+    assert measured["text_to_image_R@1"] == pytest.approx(100 * np.mean(ranks < 1))
+    assert measured["text_to_image_R@10"] == pytest.approx(plain["text_to_image_R@10"])
+    with pytest.raises(ValueError, match="pass two numbers"):
+        reranked_metrics(scores, opinion, counts, weights=[0.1])
