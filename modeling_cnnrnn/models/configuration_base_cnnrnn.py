@@ -8,7 +8,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from .configuration_convnet_cnnrnn import ConvNetConfig
 from .error_messages_cnnrnn import shown
-from .loading_cnnrnn import Part, explain_errors, find_pretrained
+from .loading_cnnrnn import CnnRnnLoadingError, Part, explain_errors, find_pretrained
 
 
 MAX_CNN_SIZE = 2**20  # of any number in the configuration of a CNN
@@ -49,13 +49,24 @@ class CnnRnnPreTrainedConfig(PreTrainedConfig):
         Read a configuration file, see [`~transformers.PreTrainedConfig.get_config_dict`].
 
         Raises:
-            ValueError: there is none, or it is that of another model.
+            ValueError: there is none, or it does not say of which model.
+            CnnRnnLoadingError: it is that of another model.
         """
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if not config_dict:
             raise ValueError("there is no config.json")
-        if config_dict.get("model_type") != cls.model_type:
-            raise ValueError(f"`model_type` is {shown(config_dict.get('model_type'), 80)}, not {cls.model_type!r}")
+        kind = config_dict.get("model_type")
+        if kind == f"{cls.model_type}_onnx":
+            raise CnnRnnLoadingError(
+                f"{shown(pretrained_model_name_or_path)} is an exported captioner: run the captioner.py in it, pass it to "
+                "`pipeline`, or pass here the captioner that it was made of."
+            )
+        if kind != cls.model_type and kind in list(CONFIG_MAPPING):
+            raise CnnRnnLoadingError(
+                f"{shown(pretrained_model_name_or_path)} is a model of the kind {kind!r}: pass one of the kind {cls.model_type!r}."
+            )
+        if kind != cls.model_type:
+            raise ValueError(f"`model_type` is {shown(kind, 80)}, not {cls.model_type!r}")
         return config_dict, kwargs
 
     @classmethod

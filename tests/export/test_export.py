@@ -162,6 +162,13 @@ def test_a_generation_config_that_an_export_cannot_follow_is_refused():
         generation_options(GenerationConfig(repetition_penalty=1.5))
 
 
+def test_an_export_in_the_place_of_a_captioner_is_said(exported_folder):
+    with pytest.raises(
+        ValueError, match=r"is an exported captioner: run the captioner.py in it, pass it to `pipeline`"
+    ):
+        CnnRnnForConditionalGeneration.from_pretrained(exported_folder)
+
+
 # --- The command -----------------------------------------------------------------------------------------------------
 
 

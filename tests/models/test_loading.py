@@ -9,7 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor, ResNetForImageClassification
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    ResNetConfig,
+    ResNetForImageClassification,
+)
 
 import modeling_cnnrnn
 from modeling_cnnrnn import CnnRnnConfig, CnnRnnForConditionalGeneration, CnnRnnModel, CnnRnnProcessor
@@ -387,3 +394,9 @@ def test_what_says_more_than_a_file_could_stays_as_it_is(folder, error):
     with pytest.raises(type(error)) as stop, explain_errors(folder, PROCESSOR_PARTS):
         raise error
     assert stop.value is error
+
+
+def test_a_model_of_another_kind_is_said(tmp_path):
+    ResNetConfig().save_pretrained(tmp_path)
+    with pytest.raises(CnnRnnLoadingError, match="is a model of the kind 'resnet': pass one of the kind 'cnnrnn'"):
+        CnnRnnConfig.from_pretrained(tmp_path)
