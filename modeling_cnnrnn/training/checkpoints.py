@@ -15,6 +15,7 @@ from transformers import BaseImageProcessor, ProcessorMixin
 
 from ..files import write_json
 from ..models.error_messages_cnnrnn import shown
+from .sharding import own_parts
 
 
 SCHEDULE_FILE = "scheduler.json"
@@ -195,3 +196,23 @@ def remove_later_checkpoints(output_dir: str | os.PathLike, step: int) -> None:
 def _remove(checkpoint: Path) -> None:
     # if the process is killed in between, half of a checkpoint must not be taken for the newest one
     shutil.rmtree(checkpoint.rename(checkpoint.with_name(checkpoint.name + ".partial")))
+
+
+def check_weights(model: nn.Module, output_dir: Path, step: int) -> None:
+    """
+    Refuse to save or to evaluate a model that has diverged.
+
+    Args:
+        output_dir: folder of the training, with its checkpoints.
+        step: optimizer steps taken.
+
+    Raises:
+        ValueError: a weight is not finite; the sentence names the last good checkpoint.
+    """
+    if all(bool(tensor.isfinite().all()) for tensor in own_parts(model.parameters())):
+        return
+    good = checkpoints(output_dir)
+    remedy = f"the last good checkpoint is {good[-1]}; " if good else ""
+    raise ValueError(
+        f"A weight is not finite after step {step}, and nothing of it is saved: {remedy}pass a smaller --learning_rate."
+    )

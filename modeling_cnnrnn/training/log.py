@@ -1,5 +1,7 @@
-"""What a training tells of itself while it runs: its progress bar, the rows of its log, its trackers and its curves."""
+"""What a training tells of itself while it runs: its progress bar, the rows of its log, its trackers, its curves and its results."""
 
+import logging
+import math
 import time
 from collections import defaultdict
 from collections.abc import Mapping
@@ -8,12 +10,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm.auto import tqdm
 
+from ..evaluation.provenance import peak_memory, provenance
+from ..files import write_json
 from .callbacks import side_work
 from .curves import save_training_curves
 
 
 if TYPE_CHECKING:
     from .trainer import Trainer
+
+
+logger = logging.getLogger(__name__)
 
 
 class TrainingLog:
@@ -106,6 +113,25 @@ class TrainingLog:
             path = trainer.output_dir / "training_curves.png"
             save_training_curves(path, state.steps, state.evaluations, trainer.curves)
         self._track("eval", state.evaluations[-1])
+
+    def end(self) -> None:
+        """Write `training_results.json`, and say what was left out and where everything is."""
+        self.bar.close()
+        trainer, accelerator, state = self.trainer, self.trainer.accelerator, self.trainer.state
+        if state.broken_images:
+            logger.warning("%d images could not be read and were left out:", len(state.broken_images))
+            for image_id, reason in sorted(state.broken_images.items()):
+                logger.warning("    %s: %s", image_id, reason)
+        if accelerator.is_main_process:
+            results: dict[str, Any] = {"best": state.best, "evaluations": state.evaluations, "seconds": state.seconds}
+            results |= {"energy_kwh": state.energy_kwh, **peak_memory(accelerator), **provenance(accelerator)}
+            results |= {"broken_images": state.broken_images, "changes": state.changes, **trainer.options}
+            results |= {"network": state.network} if state.network is not None else {}
+            write_json(trainer.output_dir / "training_results.json", results)
+        metric = trainer.metric_for_best_model
+        best = state.best[metric] if state.best is not None else math.nan
+        logger.info("The model with the best %s (%.4f) is in %s", metric, best, trainer.output_dir)
+        logger.info("Curves: %s", trainer.output_dir / "training_curves.png")
 
     def _track(self, split: str, row: Mapping[str, float]) -> None:
         accelerator = self.trainer.accelerator

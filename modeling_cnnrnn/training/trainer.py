@@ -16,18 +16,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import (
-    DistributedDataParallelKwargs,
-    DistributedType,
-    gather_object,
-    set_seed,
-)
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, gather_object, set_seed
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import Dataset
 from transformers import BaseImageProcessor, PreTrainedModel, ProcessorMixin
 
-from ..evaluation.provenance import EnergyMeter, peak_memory, provenance
-from ..files import FolderLock, copy_files, link_files, whole_folder, write_json
+from ..evaluation.provenance import EnergyMeter
+from ..files import FolderLock, copy_files, link_files, whole_folder
 from ..live.views import View
 from ..models.error_messages_cnnrnn import shown
 from ..models.loss_cnnrnn import IGNORE_INDEX
@@ -36,7 +31,7 @@ from .averaging import AveragedWeights
 from .callbacks import TrainerCallback, random_state_kept, side_work
 from .checkpoints import (
     check_checkpoint,
-    checkpoints,
+    check_weights,
     find_checkpoint,
     load_schedule,
     remove_later_checkpoints,
@@ -49,7 +44,7 @@ from .live_session import live_session, restore_changes
 from .log import TrainingLog
 from .networks import Networks
 from .optimization import decay_groups, two_stage_scheduler
-from .sharding import own_parts, unsharded, whole_weights
+from .sharding import unsharded, whole_weights
 from .state import TrainerState
 
 
@@ -108,7 +103,7 @@ class Trainer:
         networks: Networks | None = None,
     ):
         self.model, self.args, self.accelerator = model, args, accelerator
-        self.train_dataset, self.processing_class = train_dataset, processing_class
+        self.train_dataset, self.processing_class, self.networks = train_dataset, processing_class, networks
         self.callbacks, self.options = list(callbacks), dict(options or {"training": asdict(args)})
         self.output_dir = Path(args.output_dir)
         self.epochs = Epochs(train_dataset, data_collator, args, accelerator)
@@ -118,7 +113,6 @@ class Trainer:
         self.is_sharded = accelerator.distributed_type == DistributedType.FSDP
         self.state = TrainerState()
         self.stage: Hashable = None
-        self.networks = networks
         self.network: dict[str, Any] | None = None  # as the options name it
         self._asked = False
         self.optimizer: Any = None  # what `create_optimizer` returns, then accelerate's wrapper around it
@@ -273,7 +267,7 @@ class Trainer:
 
     def save_checkpoint(self) -> None:
         """Write all that resuming needs to `checkpoint-<step>`, and remove the oldest checkpoints."""
-        self._check_weights()
+        check_weights(self.model, self.output_dir, self.state.step)
         self.state.seconds = time.perf_counter() - self._started
         if self.energy is not None and (used := self.energy.read()) is not None:
             self.state.energy_kwh = (self.state.energy_kwh or 0.0) + used
@@ -286,9 +280,7 @@ class Trainer:
             if self.accelerator.is_main_process:
                 save_schedule(folder, self.scheduler)
                 self.state.save_to_json(folder / STATE_FILE)
-                link_files(
-                    self.output_dir / "best", folder / "best"
-                )  # a folder resumed elsewhere has the best model too
+                link_files(self.output_dir / "best", folder / "best")  # which a folder resumed elsewhere has too
         if self.accelerator.is_main_process:
             remove_old_checkpoints(self.output_dir, self.args.save_total_limit)
         self._call("on_save", path)
@@ -369,7 +361,7 @@ class Trainer:
 
     def begin(self, checkpoint: Path | None) -> None:
         """Make ready to take steps from a checkpoint, or else from the state and the model that there are."""
-        accelerator, args = self.accelerator, self.args
+        accelerator = self.accelerator
         self.state.options = self._options()
         if checkpoint is not None:
             self.load_state(checkpoint)
@@ -385,7 +377,7 @@ class Trainer:
             self.load_checkpoint(checkpoint)
         self.log.begin(self._options())
         if checkpoint is None:
-            set_seed(args.seed, device_specific=True)
+            set_seed(self.args.seed, device_specific=True)
         self.energy = EnergyMeter() if accelerator.is_main_process else None
         self._started = time.perf_counter() - self.state.seconds
         self._loss = torch.zeros((), device=accelerator.device)
@@ -401,17 +393,6 @@ class Trainer:
         """All options by name, as JSON has them."""
         flat = {name: value for group in self.options.values() for name, value in group.items()}
         return json.loads(json.dumps(flat, default=str))
-
-    def _check_weights(self) -> None:
-        """Refuse to save or to evaluate a model that has diverged."""
-        if all(bool(tensor.isfinite().all()) for tensor in own_parts(self.model.parameters())):
-            return
-        good = checkpoints(self.output_dir)
-        remedy = f"the last good checkpoint is {good[-1]}; " if good else ""
-        raise ValueError(
-            f"A weight is not finite after step {self.state.step}, and nothing of it is saved: {remedy}pass a smaller "
-            "--learning_rate."
-        )
 
     def _sum_counts(self, inputs: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         """Sum the counts of micro-batches over all processes, here and for the log."""
@@ -459,7 +440,7 @@ class Trainer:
         self._call("on_step_end", loss)
         evaluates = step % self.eval_steps == 0 or is_last
         if evaluates:
-            self._check_weights()
+            check_weights(self.model, self.output_dir, step)
             with self.averaged.applied(), whole_weights(self.model):
                 self._evaluate()
         if evaluates or self.stops or self.live.saves or (args.save_steps and step % args.save_steps == 0):
@@ -480,8 +461,7 @@ class Trainer:
         scores = {"step": step} | self.evaluate()
         self.wrapped.train()
         self.state.evaluations.append(scores)
-        shown = " ".join(f"{name} {value:.4f}" for name, value in scores.items() if name != "step")
-        logger.info("step %d: %s", step, shown)
+        logger.info("step %d: %s", step, " ".join(f"{n} {value:.4f}" for n, value in scores.items() if n != "step"))
         # a tie goes to the later step: where every score is 0, the first checkpoint is the least trained one
         if self.state.best is None or scores[metric] >= self.state.best[metric]:
             self.state.best = scores
@@ -501,27 +481,13 @@ class Trainer:
 
     def _end(self) -> None:
         """Leave the best model and the results in the output folder."""
-        self.log.bar.close()
-        state, accelerator = self.state, self.accelerator
-        if state.broken_images:
-            logger.warning("%d images could not be read and were left out:", len(state.broken_images))
-            for image_id, reason in sorted(state.broken_images.items()):
-                logger.warning("    %s: %s", image_id, reason)
-        if accelerator.is_main_process:
+        if self.accelerator.is_main_process:
             if not (self.output_dir / "best" / "config.json").is_file():
                 raise OSError(f"{self.output_dir / 'best'} holds no model: it was removed while the training ran.")
             copy_files(self.output_dir / "best", self.output_dir)
-            results: dict[str, Any] = {"best": state.best, "evaluations": state.evaluations, "seconds": state.seconds}
-            results |= {"energy_kwh": state.energy_kwh, **peak_memory(accelerator), **provenance(accelerator)}
-            results |= {"broken_images": state.broken_images, "changes": state.changes, **self.options}
-            results |= {"network": state.network} if state.network is not None else {}
-            write_json(self.output_dir / "training_results.json", results)
-        metric = self.metric_for_best_model
-        best = state.best[metric] if state.best is not None else math.nan
-        logger.info("The model with the best %s (%.4f) is in %s", metric, best, self.output_dir)
-        logger.info("Curves: %s", self.output_dir / "training_curves.png")
+        self.log.end()
         self._call("on_train_end")
-        accelerator.end_training()
+        self.accelerator.end_training()
 
     def _call(self, hook: str, *arguments: Any) -> None:
         """Call a hook of all callbacks, and go on as if nothing had been called."""
