@@ -29,6 +29,8 @@ from .processor_checks_cnnrnn import (
     HUB_KWARGS,
     MAX_RESIZED_PIXELS,
     PROCESSOR_PARTS,
+    check_image_size,
+    check_strings,
     check_vocabulary,
     needed_side,
     try_image_processor,
@@ -173,7 +175,7 @@ class CnnRnnProcessor(ProcessorMixin):
         Raises:
             ValueError: `image_size` is less than 1; `center_crop` with two different numbers as `image_size`.
         """
-        _check_image_size(image_size)
+        check_image_size(image_size)
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         if center_crop and height != width:
             raise ValueError(
@@ -309,7 +311,7 @@ class CnnRnnProcessor(ProcessorMixin):
         self, text: TextInput | list[TextInput], num_images: int | None, add_bos: bool, kwargs: dict[str, Any]
     ) -> dict[str, list]:
         prompts = [text] * (num_images or 1) if isinstance(text, str) else list(text)
-        _check_strings(prompts, "text")
+        check_strings(prompts, "text")
         if num_images is not None and len(prompts) != num_images:
             raise ValueError(
                 f"`text` holds {len(prompts)} prompts for {num_images} images: pass one for each image, or one string."
@@ -358,7 +360,7 @@ class CnnRnnProcessor(ProcessorMixin):
 
     def _labels(self, captions: list[str], kwargs: dict[str, Any]) -> list[list[int]]:
         """Encode captions and pad them with -100 to one length."""
-        _check_strings(captions, "text_target")
+        check_strings(captions, "text_target")
         limit = _max_length(kwargs, 1)
         labels = self.encode_captions(captions, None if limit is None else limit + 1)
         for caption, ids in zip(captions, labels, strict=True):
@@ -429,7 +431,7 @@ def load_image_processor(name_or_path: str | PathLike, image_size: int | None = 
         OSError: there is no `preprocessor_config.json`.
         ValueError: `image_size` is less than 1.
     """
-    _check_image_size(image_size)
+    check_image_size(image_size)
     image_processor = AutoImageProcessor.from_pretrained(name_or_path, **{"backend": "pil", **kwargs})
     if image_size is not None:
         is_cropped = getattr(image_processor, "do_center_crop", False)
@@ -456,11 +458,6 @@ def _is_missing(place: str | PathLike, name: str, kwargs: dict[str, Any]) -> boo
     return False
 
 
-def _check_image_size(image_size: int | tuple[int, int] | None):
-    if image_size is not None and min(image_size if isinstance(image_size, tuple) else (image_size,)) < 1:
-        raise ValueError(f"`image_size` is {image_size}: pass a positive number of pixels.")
-
-
 def _as_batch(images: Any) -> tuple[list, int]:
     """Make a list of images from one image or many; a sample in a list of lists may have no image. Also count samples."""
     if isinstance(images, np.ndarray | torch.Tensor):
@@ -476,14 +473,6 @@ def _as_batch(images: Any) -> tuple[list, int]:
     if not flat or any(len(sample) > 1 for sample in images):
         raise ValueError(f"`images` holds lists of {[len(sample) for sample in images]} images: pass one in each.")
     return flat, len(images)
-
-
-def _check_strings(texts: list, name: str):
-    if not texts:
-        raise ValueError(f"`{name}` is an empty list: pass strings, or leave it out.")
-    for text in texts:
-        if not isinstance(text, str):
-            raise ValueError(f"`{name}` holds {text!r}: pass a string, or a list of strings.")
 
 
 def _max_length(kwargs: dict[str, Any], num_special_tokens: int) -> int | None:

@@ -114,10 +114,27 @@ PROCESSOR_PARTS = (
 )
 
 
+def check_image_size(image_size: int | tuple[int, int] | None):
+    """Refuse an edge of less than a pixel, with a `ValueError`."""
+    if image_size is not None and min(image_size if isinstance(image_size, tuple) else (image_size,)) < 1:
+        raise ValueError(f"`image_size` is {image_size}: pass a positive number of pixels.")
+
+
+def check_strings(texts: list, name: str):
+    """Refuse an empty list and what is no string, with a `ValueError` that names the argument."""
+    if not texts:
+        raise ValueError(f"`{name}` is an empty list: pass strings, or leave it out.")
+    for text in texts:
+        if not isinstance(text, str):
+            raise ValueError(f"`{name}` holds {text!r}: pass a string, or a list of strings.")
+
+
 __all__ = [
     "HUB_KWARGS",
     "MAX_RESIZED_PIXELS",
     "PROCESSOR_PARTS",
+    "check_image_size",
+    "check_strings",
     "check_vocabulary",
     "needed_side",
     "try_image_processor",
